@@ -1,0 +1,19 @@
+"""natgrad: training neural networks with the natural gradient, in PyTorch."""
+
+from natgrad import blocks, damping
+from natgrad._version import __version__
+from natgrad.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
+from natgrad.optim import KFAC
+from natgrad.preconditioner import Preconditioner
+
+__all__ = [
+    "KFAC",
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
+    "Likelihood",
+    "Preconditioner",
+    "__version__",
+    "blocks",
+    "damping",
+]

@@ -1,0 +1,71 @@
+"""One place for all decompositions: equal shapes are stacked, failures are reported, not raised.
+
+A block names what it needs as :class:`Factor` objects; the answers come back in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from natgrad import linalg
+from natgrad.linalg import Eigen
+
+__all__ = ["Decomposition", "Factor", "decompose"]
+
+Decomposition: TypeAlias = Eigen | Tensor
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A positive semi-definite matrix to decompose.
+
+    Args:
+        matrix: ``[d, d]``.
+        ridge: None asks for the eigendecomposition, a number for the inverse of
+            ``matrix + ridge I``.
+    """
+
+    matrix: Tensor
+    ridge: Tensor | float | None = None
+
+    @property
+    def _kind(self) -> tuple[object, ...]:
+        M = self.matrix
+        return self.ridge is None, M.shape, M.dtype, M.device
+
+
+def decompose(factors: Sequence[Factor]) -> list[Decomposition | None]:
+    """Decompose all factors, stacked by shape; None stands where one failed, even in float64.
+
+    A matrix that is not finite fails at once and spoils none of its stack.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, factor in enumerate(factors):
+        groups.setdefault(factor._kind, []).append(index)
+    results: list[Decomposition | None] = [None] * len(factors)
+    for indices in groups.values():
+        members = _decompose_stack([factors[index] for index in indices])
+        for index, result in zip(indices, members, strict=True):
+            results[index] = result
+    return results
+
+
+def _decompose_stack(factors: list[Factor]) -> list[Decomposition | None]:
+    stack = torch.stack([factor.matrix for factor in factors])
+    finite = torch.isfinite(stack).all(-1).all(-1)
+    stack = torch.where(finite[:, None, None], stack, torch.zeros_like(stack))
+    if factors[0].ridge is None:
+        eigen, ok = linalg.eigh(stack)
+        found: list[Decomposition] = [Eigen(l, U) for l, U in zip(*eigen, strict=True)]
+    else:
+        ridges = [torch.as_tensor(factor.ridge).to(stack) for factor in factors]
+        inverses, ok = linalg.inverse(linalg.add_ridge(stack, torch.stack(ridges)))
+        found = list(inverses)
+    return [
+        result if good else None for result, good in zip(found, (ok & finite).tolist(), strict=True)
+    ]

@@ -1,0 +1,95 @@
+"""Natural gradients straight from the rows, without forming the plain gradient first.
+
+The gradient of a layer is ``g^T a``, so ``G^-1 (g^T a) A^-1 = (g G^-1)^T (a A^-1)``: with fewer rows
+than the layer is wide this is the cheaper order, and it takes the place of the weight gradient's
+own matrix product. While a layer's forward runs, its parameters do not require gradients; when the
+user's backward pass reaches the layer's output, the natural gradient is added to ``.grad``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from natgrad.layers import LayerView
+from natgrad.sample import statistics_dtype
+
+__all__ = ["FusedGradients"]
+
+
+class FusedGradients:
+    """Hooks that replace the weight gradient of each layer by what ``solve`` makes of its rows.
+
+    Every backward pass through the model is taken for one of the loss, unless ``ignored`` says
+    otherwise at the time.
+
+    Args:
+        views: the layers.
+        wanted: whether the layer of this index is to be fused now; must not change between two
+            steps.
+        ignored: whether the backward pass now running is none of the user's.
+        solve: turns a layer's index and its rows ``a [n t, i]``, ``g [n t, o]`` into the matrix
+            ``[o, i]`` to add to ``.grad``.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[LayerView],
+        *,
+        wanted: Callable[[int], bool],
+        ignored: Callable[[], bool],
+        solve: Callable[[int, Tensor, Tensor], Tensor],
+    ) -> None:
+        self.views, self.wanted, self.ignored, self.solve = views, wanted, ignored, solve
+        self._frozen: dict[int, list[nn.Parameter]] = {}
+        self._handles = list(self._attach())
+
+    def _attach(self) -> Iterator[RemovableHandle]:
+        for index, view in enumerate(self.views):
+            yield view.module.register_forward_pre_hook(partial(self._freeze, index))
+            yield view.module.register_forward_hook(
+                partial(self._thaw, index), with_kwargs=True, always_call=True
+            )
+
+    def _freeze(self, index: int, module: nn.Module, args: Any) -> None:
+        if torch.is_grad_enabled() and self.wanted(index):
+            parameters = list(self.views[index].parameters().values())
+            for p in parameters:
+                p.requires_grad_(False)
+            self._frozen[index] = parameters
+
+    def _thaw(
+        self, index: int, module: nn.Module, args: Any, kwargs: Any, output: Tensor | None
+    ) -> Tensor | None:
+        parameters = self._frozen.pop(index, None)
+        if parameters is None:
+            return None
+        for p in parameters:
+            p.requires_grad_(True)
+        if output is None:  # forward raised
+            return None
+        if not output.requires_grad:  # a clone, for a leaf could not be changed in place later
+            output = output.requires_grad_(True).clone()
+        h = args[0] if args else next(iter(kwargs.values()))
+        hook = partial(self._arrived, index, parameters, h.detach())
+        output.register_hook(hook)  # type: ignore[no-untyped-call]
+        return output
+
+    @torch.no_grad()
+    def _arrived(self, index: int, parameters: list[nn.Parameter], h: Tensor, grad: Tensor) -> None:
+        if self.ignored():
+            return
+        view, dtype = self.views[index], statistics_dtype(parameters[0].dtype)
+        a = view.input_rows(h).flatten(0, 1).to(dtype)
+        g = view.output_rows(grad).flatten(0, 1).to(dtype)
+        U = self.solve(index, a, g)
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        before = view.grad()
+        assert before is not None
+        view.set_grad(before + U)

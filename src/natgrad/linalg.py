@@ -1,0 +1,165 @@
+"""Pure functions on (stacked) symmetric positive semi-definite matrices.
+
+The only file that calls ``torch.linalg``. Every function accepts leading batch dimensions and
+keeps dtype and device. ``A [.., d, d]`` is an input factor, ``G [.., m, m]`` an output factor and
+``M [.., m, d]`` a gradient matrix; ``vec`` flattens row-major, so ``vec(g a^T) = g (x) a``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Eigen",
+    "add_ridge",
+    "eigh",
+    "factored_ridges",
+    "inverse",
+    "kron",
+    "kron_eigen_solve",
+    "kron_solve",
+    "mean_diagonal",
+    "symmetrize",
+    "woodbury_solve",
+]
+
+
+class Eigen(NamedTuple):
+    """Eigenvalues ``l [.., d]`` (ascending, >= 0) and eigenvectors in the columns of ``U``."""
+
+    values: Tensor
+    vectors: Tensor
+
+
+def symmetrize(M: Tensor) -> Tensor:
+    """Symmetric part ``(M + M^T) / 2``."""
+    return (M + M.mT) / 2
+
+
+def mean_diagonal(M: Tensor) -> Tensor:
+    """Mean eigenvalue ``tr M / d`` of each matrix in the stack, shape ``[..]``."""
+    return M.diagonal(dim1=-2, dim2=-1).mean(-1)
+
+
+def add_ridge(M: Tensor, ridge: Tensor | float) -> Tensor:
+    """``M + ridge I``, with one ridge per matrix of the stack."""
+    damped = M.clone()
+    ridge = torch.as_tensor(ridge, dtype=M.dtype, device=M.device)
+    damped.diagonal(dim1=-2, dim2=-1).add_(ridge.unsqueeze(-1))
+    return damped
+
+
+def eigh(M: Tensor) -> tuple[Eigen, Tensor]:
+    """Eigendecomposition ``M = U diag(l) U^T`` of positive semi-definite matrices.
+
+    Negative eigenvalues are rounding and become zero. A relative ridge of 1e-7, subtracted again,
+    keeps exactly repeated zero eigenvalues (constant inputs, dead units) apart from rounding; it
+    moves no eigenvector. What fails in the given precision is tried again in float64.
+
+    Returns:
+        The decomposition, and a boolean ``[..]`` that says which matrices of the stack succeeded.
+    """
+    ridge = 1e-7 * mean_diagonal(M)
+    jittered = add_ridge(symmetrize(M), ridge)
+    try:
+        values, vectors = torch.linalg.eigh(jittered)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return _eigh_one_by_one(jittered, ridge)
+    values = (values - ridge.unsqueeze(-1)).clamp_min(0)
+    return Eigen(values, vectors), torch.isfinite(values).all(-1)
+
+
+def _eigh_one_by_one(M: Tensor, ridge: Tensor) -> tuple[Eigen, Tensor]:
+    d = M.shape[-1]
+    flat, ridges = M.reshape(-1, d, d), ridge.reshape(-1)
+    values, vectors = flat.new_zeros(flat.shape[:2]), torch.zeros_like(flat)
+    succeeded = torch.zeros(len(flat), dtype=torch.bool, device=M.device)
+    for k, matrix in enumerate(flat):
+        try:
+            l, U = torch.linalg.eigh(matrix.double())
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            continue
+        values[k], vectors[k] = (l - ridges[k]).clamp_min(0), U
+        succeeded[k] = True
+    batch = M.shape[:-2]
+    return Eigen(values.reshape(*batch, d), vectors.reshape(M.shape)), succeeded.reshape(batch)
+
+
+def inverse(M: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse of positive definite matrices by Cholesky, ``d^3`` multiply-adds each.
+
+    What is not positive definite in the given precision is tried again in float64.
+
+    Returns:
+        ``M^-1 [.., d, d]``, and a boolean ``[..]`` that says which of the stack succeeded.
+    """
+    L, info = torch.linalg.cholesky_ex(M)
+    succeeded = info == 0
+    inv = torch.cholesky_inverse(_where(succeeded, L))
+    if M.dtype != torch.float64 and not bool(succeeded.all()):
+        retried, retried_ok = inverse(M[~succeeded].double())
+        inv[~succeeded] = retried.to(M.dtype)
+        succeeded = succeeded.clone().masked_scatter_(~succeeded, retried_ok)
+    return inv, succeeded & torch.isfinite(inv).all(-1).all(-1)
+
+
+def _where(succeeded: Tensor, L: Tensor) -> Tensor:
+    """``L`` with the identity in place of factors that failed (their content is undefined)."""
+    eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
+    return torch.where(succeeded[..., None, None], L, eye)
+
+
+def kron(G: Tensor, A: Tensor) -> Tensor:
+    """Kronecker product ``G (x) A``: the block whose solve is :func:`kron_solve`."""
+    (m, n), (d, e) = G.shape[-2:], A.shape[-2:]
+    product = G[..., :, None, :, None] * A[..., None, :, None, :]
+    return product.reshape(*product.shape[:-4], m * d, n * e)
+
+
+def kron_solve(G_inv: Tensor, A_inv: Tensor, M: Tensor) -> Tensor:
+    """``(G (x) A)^-1 vec(M) = vec(G^-1 M A^-1)``, with the inverses given."""
+    return G_inv @ M @ A_inv
+
+
+def kron_eigen_solve(G: Eigen, A: Eigen, M: Tensor, damping: Tensor | float) -> Tensor:
+    """``(G (x) A + damping I)^-1 vec(M)``: exact damping through both eigenbases.
+
+    ``U_G [(U_G^T M U_A) / (l_G l_A^T + damping)] U_A^T`` (MATH 1, V:B10). Where the denominator
+    is zero (``damping = 0`` and a singular factor) this is the pseudo-inverse.
+    """
+    scale = G.values.unsqueeze(-1) * A.values.unsqueeze(-2) + damping
+    rotated = G.vectors.mT @ M @ A.vectors
+    quotient = torch.where(scale > 0, rotated / scale, torch.zeros_like(rotated))
+    return G.vectors @ quotient @ A.vectors.mT
+
+
+def factored_ridges(A: Tensor, G: Tensor, damping: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Factored Tikhonov ridges ``(pi sqrt(damping), sqrt(damping) / pi)`` for ``A`` and ``G``.
+
+    ``pi = sqrt((tr A / d) / (tr G / m))`` minimises the trace norm of the cross terms of
+    ``(G + sqrt(damping)/pi I) (x) (A + pi sqrt(damping) I)`` (Martens & Grosse 2015, section 6.3;
+    MATH 1, V:B8, V:B9). Where a trace is zero or not finite, ``pi = 1``.
+    """
+    ratio = mean_diagonal(A) / mean_diagonal(G)
+    usable = torch.isfinite(ratio) & (ratio > 0)
+    pi = torch.where(usable, ratio, torch.ones_like(ratio)).sqrt()
+    root = torch.as_tensor(damping, dtype=A.dtype, device=A.device).sqrt()
+    return pi * root, root / pi
+
+
+def woodbury_solve(U: Tensor, damping: float, v: Tensor) -> Tensor:
+    """``(U U^T + damping I)^-1 v`` for ``U [P, r]`` with few columns (MATH 0.2, V:A9).
+
+    ``(v - U (damping I + U^T U)^-1 U^T v) / damping``: ``P r^2 + r^3`` in place of ``P^3``.
+
+    Raises:
+        ValueError: ``damping`` is not positive (the identity divides by it).
+    """
+    if not damping > 0:
+        raise ValueError(f"woodbury_solve needs damping > 0, got {damping}")
+    inner = add_ridge(U.mT @ U, damping)
+    correction: Tensor = U @ torch.linalg.solve(inner, U.mT @ v)
+    return (v - correction) / damping

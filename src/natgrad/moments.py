@@ -1,0 +1,81 @@
+"""Running means: the only place where decay and bias correction happen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Moment"]
+
+
+class Moment(nn.Module):
+    """Bias-corrected exponential moving average of a mean over rows.
+
+    After ``K`` commits, ``mean() = sum_k decay^(K-k) S_k / sum_k decay^(K-k) n_k`` with ``S_k`` the
+    sum over the ``n_k`` rows of step ``k``. For equal ``n_k`` this is the usual average
+    ``decay * old + (1 - decay) * new`` divided by ``1 - decay^K``; the first batch counts in full,
+    ``decay=1`` is the plain mean over everything seen, ``decay=0`` keeps the last step only.
+
+    What is added waits in ``pending`` until :meth:`commit`, so that a step can still be dropped
+    whole by :meth:`discard`, and micro-batches of one step are averaged before they decay.
+
+    Args:
+        shape: shape of the tensor averaged.
+        decay: weight of the old statistics, in [0, 1].
+    """
+
+    value: Tensor
+    weight: Tensor
+    pending: Tensor | None
+    pending_weight: Tensor | None
+
+    def __init__(
+        self,
+        *shape: int,
+        decay: float,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("value", torch.zeros(shape, dtype=dtype, device=device))
+        self.register_buffer("weight", torch.zeros((), dtype=dtype, device=device))
+        self.register_buffer("pending", None)
+        self.register_buffer("pending_weight", None)
+
+    def add(self, total: Tensor, rows: int) -> None:
+        """Add the sum ``total`` over ``rows`` rows to what waits for the next commit."""
+        weight = torch.full_like(self.weight, rows)
+        if self.pending is None or self.pending_weight is None:
+            self.pending, self.pending_weight = total, weight
+        else:
+            self.pending, self.pending_weight = self.pending + total, self.pending_weight + weight
+
+    def commit(self) -> None:
+        """Let what waits enter the average, and decay the old by ``decay``; else do nothing."""
+        if self.pending is None or self.pending_weight is None:
+            return
+        self.value.mul_(self.decay).add_(self.pending)
+        self.weight.mul_(self.decay).add_(self.pending_weight)
+        self.discard()
+
+    def discard(self) -> None:
+        """Drop what waits."""
+        self.pending = self.pending_weight = None
+
+    def mean(self) -> Tensor:
+        """The bias-corrected average (zero before the first commit)."""
+        return self.value / self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # buffers that are None now but stand in the checkpoint (saved in the middle of an
+        # accumulation) need a place to be loaded to, and the other way round
+        for name in ("pending", "pending_weight"):
+            saved = state_dict.get(prefix + name)
+            setattr(self, name, None if saved is None else torch.zeros_like(saved).to(self.value))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

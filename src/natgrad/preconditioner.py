@@ -1,0 +1,328 @@
+"""Taps, blocks and a schedule: ``step()`` turns gradients into natural gradients, in place."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from natgrad import distributed
+from natgrad.blocks import Block
+from natgrad.blocks.base import Shared
+from natgrad.damping import Damping, checked
+from natgrad.decompose import decompose
+from natgrad.fused import FusedGradients
+from natgrad.layers import LayerView, Uncovered, views_of
+from natgrad.likelihood import Likelihood
+from natgrad.logits import LogitsKey
+from natgrad.report import Report, report_on
+from natgrad.sample import Sample, statistics_dtype
+from natgrad.tap import Tap
+
+__all__ = ["Preconditioner"]
+
+FAILURES_ALLOWED = 3
+
+
+@dataclass
+class Layer:
+    """One covered layer: how it is read, its curvature block, and where the step stands."""
+
+    view: LayerView
+    block: Block
+    failures: int = 0
+    natural: bool = False  #: whether ``.grad`` is the natural gradient already (fused)
+    plain: Tensor | None = None  #: the plain gradient of a fused layer, where kl_clip needs it
+
+
+class Preconditioner:
+    """Replace every gradient by its natural gradient, in front of any torch optimizer.
+
+    ``M <- (F_l + damping)^-1 M`` for the gradient matrix ``M [o, i]`` of every layer that a view
+    covers, with ``F_l`` approximated by ``block``. Other parameters keep their plain gradient and
+    stand in :meth:`report`. The training loop stays as it is::
+
+        pre = natgrad.Preconditioner(model, damping=1e-3, likelihood=Categorical())
+        loss.backward(); pre.step(); adam.step(); adam.zero_grad()
+
+    Steps count from 0: statistics when ``k % stats_every == 0``, decompositions when
+    ``k % refresh_every == 0``.
+
+    Args:
+        model: the model as the training loop calls it; its ``forward`` must be what is called.
+        block: class of the curvature blocks, from :mod:`natgrad.blocks`.
+        damping: a number, whose meaning the block says (K-FAC: factored Tikhonov with pi), or an
+            object from :mod:`natgrad.damping`.
+        likelihood: the model's output distribution, for the true Fisher; None takes the empirical
+            Fisher from the user's own backward pass.
+        fisher: ``"sampled"`` or ``"exact"``, with a likelihood.
+        stats_every: steps between statistics.
+        refresh_every: steps between decompositions, a multiple of which needs new statistics.
+        decay: weight of the old statistics in the bias-corrected average.
+        reduction: how the user's loss is reduced over examples; used by the empirical Fisher only.
+        kl_clip: bound ``kappa`` on ``lr^2 sum_l <U_l, M_l>``: the whole step is scaled by
+            ``min(1, sqrt(kappa / that))`` (MATH 7). None switches it off.
+        shared: ``"expand"`` or ``"reduce"``, for layers with shared positions.
+        strict: raise if a parameter is not covered, instead of leaving its gradient plain.
+        fused: let each layer's backward pass put the natural gradient into ``.grad`` straight from
+            the rows, except on refresh steps. Cheaper where a batch has fewer rows than the layer
+            is wide; gradient clipping and accumulation then see natural gradients, and every
+            backward pass through the model must be one of the loss.
+        logits: which entry of the model's output is the logits: an index, a key or attribute name,
+            or a function of the output. Needed only where the output holds several tensors and
+            none is named ``logits``.
+        seed: seed of the generator that draws the sampled Fisher's targets.
+
+    Raises:
+        ValueError: an argument out of range, nothing to precondition, or ``strict`` and a
+            parameter that no view covers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        block: type[Block],
+        *,
+        damping: float | Damping = 1e-3,
+        likelihood: Likelihood | None = None,
+        fisher: Literal["sampled", "exact"] = "sampled",
+        stats_every: int = 1,
+        refresh_every: int = 1,
+        decay: float = 0.95,
+        reduction: Literal["mean", "sum"] = "mean",
+        kl_clip: float | None = None,
+        shared: Shared = "expand",
+        strict: bool = False,
+        fused: bool = False,
+        logits: LogitsKey = None,
+        seed: int = 0,
+    ) -> None:
+        _check_choice("fisher", fisher, ("sampled", "exact"))
+        _check_choice("reduction", reduction, ("mean", "sum"))
+        _check_choice("shared", shared, ("expand", "reduce"))
+        _check_range("stats_every", stats_every, stats_every >= 1, "at least 1")
+        _check_range("refresh_every", refresh_every, refresh_every >= 1, "at least 1")
+        _check_range("decay", decay, 0 <= decay <= 1, "in [0, 1]")
+        _check_range("kl_clip", kl_clip, kl_clip is None or kl_clip > 0, "positive or None")
+        self.model, self.damping = model, checked(damping)
+        self.stats_every, self.refresh_every, self.kl_clip = stats_every, refresh_every, kl_clip
+        self.steps = self.skipped = 0
+        views, self.uncovered = views_of(model)
+        _check_coverage(views, self.uncovered, strict)
+        self.layers = [
+            Layer(view, _new_block(block, view, damping=self.damping, decay=decay, shared=shared))
+            for view in views
+        ]
+        self.blocks = nn.ModuleDict(
+            {layer.view.name.replace(".", "/") or "/": layer.block for layer in self.layers}
+        )
+        self.tap = Tap(
+            model, views, self._observe, likelihood=likelihood, fisher=fisher, logits=logits,
+            reduction=reduction, seed=seed,
+        )  # fmt: skip
+        if fused:
+            FusedGradients(
+                views, wanted=self._fuses, ignored=lambda: self.tap.running, solve=self._solve_rows
+            )
+
+    def _observe(self, index: int, sample: Sample) -> None:
+        self.layers[index].block.observe(sample)
+
+    def _fuses(self, index: int) -> bool:
+        return self.layers[index].block.is_ready and self.steps % self.refresh_every != 0
+
+    def _solve_rows(self, index: int, a: Tensor, g: Tensor) -> Tensor:
+        layer = self.layers[index]
+        layer.natural = True
+        if self.kl_clip is not None:
+            M = g.mT @ a
+            layer.plain = M if layer.plain is None else layer.plain + M
+        return layer.block.solve_rows(a, g)
+
+    # one step -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, lr: float | Callable[[nn.Parameter], float] = 1.0) -> bool:
+        """Precondition every covered gradient in place.
+
+        A step whose gradients or statistics are not finite is skipped whole: nothing enters the
+        statistics, the step does not count, and the caller must leave the parameters alone.
+
+        Args:
+            lr: learning rate, or a function of the parameter, used by ``kl_clip`` only.
+
+        Returns:
+            False if the step was skipped.
+
+        Raises:
+            RuntimeError: no statistics have ever been seen, or a decomposition failed three times
+                in a row.
+        """
+        if not self._finite():
+            self._discard()
+            self.skipped += 1
+            return False
+        if self.steps % self.stats_every == 0:
+            self._commit()
+        if self.steps % self.refresh_every == 0:
+            self._refresh()
+        self._precondition(lr)
+        self.steps += 1
+        self.tap.active = self.steps % self.stats_every == 0
+        return True
+
+    def _finite(self) -> bool:
+        """Whether every gradient and everything that waits to enter a moment is finite."""
+        tensors = [p.grad for p in self.model.parameters() if p.grad is not None]
+        for layer in self.layers:
+            tensors += [m.pending for m in layer.block.moments() if m.pending is not None]
+        if not tensors:
+            return True
+        largest = torch.stack([x.to("cpu") for x in torch._foreach_norm(tensors, float("inf"))])
+        return bool(torch.isfinite(largest).all())
+
+    def _discard(self) -> None:
+        for layer in self.layers:
+            layer.natural, layer.plain = False, None
+            for moment in layer.block.moments():
+                moment.discard()
+
+    def _commit(self) -> None:
+        moments = [moment for layer in self.layers for moment in layer.block.moments()]
+        distributed.sum_pending(moments)
+        for moment in moments:
+            moment.commit()
+
+    def _refresh(self) -> None:
+        observed = [layer for layer in self.layers if layer.block.observed()]
+        if not observed:
+            raise RuntimeError(
+                "natgrad has no statistics: between steps, call the model itself (not its parts) "
+                "in training mode with gradients enabled, and run backward() through its output"
+            )
+        wanted = [
+            (layer, name, factor)
+            for layer in observed
+            for name, factor in layer.block.factors().items()
+        ]
+        found = decompose([factor for _, _, factor in wanted])
+        for layer in observed:
+            mine = {
+                name: result
+                for (owner, name, _), result in zip(wanted, found, strict=True)
+                if owner is layer
+            }
+            good = {name: result for name, result in mine.items() if result is not None}
+            if len(good) == len(mine):
+                layer.block.load(good)
+                layer.failures = 0
+            else:
+                self._failed(layer, sorted(set(mine) - set(good)))
+
+    def _failed(self, layer: Layer, names: list[str]) -> None:
+        layer.failures += 1
+        kept = "the last good one stays" if layer.block.is_ready else "its gradient stays plain"
+        sizes = {name: tuple(layer.block.factors()[name].matrix.shape) for name in names}
+        message = (
+            f"natgrad: decomposition of {sizes} of layer {layer.view.name!r} failed, in float64 "
+            f"too ({layer.failures} in a row); {kept}. Raise the damping, or look for huge or "
+            "constant activations in this layer"
+        )
+        if layer.failures >= FAILURES_ALLOWED:
+            raise RuntimeError(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
+
+    def _precondition(self, lr: float | Callable[[nn.Parameter], float]) -> None:
+        solved: list[tuple[LayerView, Tensor, Tensor]] = []
+        for layer in self.layers:
+            M = layer.view.grad()
+            if M is None or not layer.block.is_ready:
+                continue
+            if layer.natural:
+                U = M
+                M = U if layer.plain is None else layer.plain
+            else:
+                U = layer.block.solve(M.to(layer.block.dtype))
+            solved.append((layer.view, M, U))
+            layer.natural, layer.plain = False, None
+        if self.kl_clip is not None and solved:
+            scale = _kl_scale(solved, lr, self.kl_clip)
+            solved = [(view, M, U * scale) for view, M, U in solved]
+        for view, _, U in solved:
+            view.set_grad(U)
+
+    # state --------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only: loads with ``torch.load(weights_only=True)``."""
+        return {
+            "blocks": dict(self.blocks.state_dict()),
+            "failures": [layer.failures for layer in self.layers],
+            "tap": self.tap.state_dict(),
+            "steps": self.steps,
+            "skipped": self.skipped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on bit-exactly where the saved preconditioner stopped.
+
+        Raises:
+            RuntimeError: the state belongs to another model; names the layers.
+        """
+        self._discard()
+        self.blocks.load_state_dict(state["blocks"])
+        for layer, failures in zip(self.layers, state["failures"], strict=True):
+            layer.failures = failures
+        self.tap.load_state_dict(state["tap"])
+        self.steps, self.skipped = state["steps"], state["skipped"]
+        self.tap.active = self.steps % self.stats_every == 0
+
+    def report(self) -> Report:
+        """Every parameter: how it is handled, block sizes, memory, and why."""
+        return report_on(self.model, [(x.view, x.block) for x in self.layers], self.uncovered)
+
+
+def _new_block(block: type[Block], view: LayerView, **kwargs: Any) -> Block:
+    weight = next(iter(view.parameters().values()))
+    dtype = statistics_dtype(weight.dtype)
+    return block(view.shape, dtype=dtype, device=weight.device, **kwargs)
+
+
+def _kl_scale(
+    solved: list[tuple[LayerView, Tensor, Tensor]],
+    lr: float | Callable[[nn.Parameter], float],
+    kl_clip: float,
+) -> Tensor:
+    """``min(1, sqrt(kappa / (lr^2 sum_l <U_l, M_l>)))`` (MATH 7)."""
+    total = torch.zeros((), dtype=solved[0][2].dtype, device=solved[0][2].device)
+    for view, M, U in solved:
+        rate = lr(next(iter(view.parameters().values()))) if callable(lr) else lr
+        total += rate**2 * (U * M).sum().to(total)
+    return (kl_clip / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt().clamp_max(1)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        expected = " or ".join(map(repr, choices))
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def _check_range(name: str, value: object, good: bool, expected: str) -> None:
+    if not good:
+        raise ValueError(f"{name} must be {expected}, got {value}")
+
+
+def _check_coverage(views: list[LayerView], uncovered: list[Uncovered], strict: bool) -> None:
+    if not views:
+        raise ValueError(
+            "natgrad found no layer to precondition in the model; "
+            + "; ".join(f"{u.name or type(u.module).__name__}: {u.reason}" for u in uncovered)
+        )
+    trained = [u for u in uncovered if any(p.requires_grad for p in u.module.parameters())]
+    if strict and trained:
+        listed = "; ".join(f"{u.name}: {u.reason}" for u in trained)
+        raise ValueError(f"strict=True, but some parameters are not covered: {listed}")
