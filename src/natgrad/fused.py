@@ -1,9 +1,10 @@
 """Natural gradients straight from the rows, without forming the plain gradient first.
 
-The gradient of a layer is ``g^T a``, so ``G^-1 (g^T a) A^-1 = (g G^-1)^T (a A^-1)``: with fewer rows
-than the layer is wide this is the cheaper order, and it takes the place of the weight gradient's
-own matrix product. While a layer's forward runs, its parameters do not require gradients; when the
-user's backward pass reaches the layer's output, the natural gradient is added to ``.grad``.
+The gradient of a layer is ``g^T a``, so ``G^-1 (g^T a) A^-1 = (g G^-1)^T (a A^-1)``: with fewer
+rows than the layer is wide this is the cheaper order, and it takes the place of the weight
+gradient's own matrix product. While a layer's forward runs, its parameters do not require
+gradients; when the user's backward pass reaches the layer's output, the natural gradient is added
+to ``.grad``.
 """
 
 from __future__ import annotations

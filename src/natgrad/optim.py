@@ -134,7 +134,8 @@ class KFAC(NaturalGradient):
         groups: ``[dict(params=..., lr=..., weight_decay=...)]`` as torch's parameter groups; all
             other parameters form the default group.
         kwargs: everything else :class:`natgrad.Preconditioner` takes: likelihood, fisher,
-            stats_every, refresh_every, decay, reduction, kl_clip, shared, strict, fused, logits, seed.
+            stats_every, refresh_every, decay, reduction, kl_clip, shared, strict, fused, logits,
+            seed.
 
     Raises:
         ValueError: an argument out of range, or nothing to precondition.

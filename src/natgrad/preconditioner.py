@@ -120,14 +120,14 @@ class Preconditioner:
         self.blocks = nn.ModuleDict(
             {layer.view.name.replace(".", "/") or "/": layer.block for layer in self.layers}
         )
+        if fused:  # before the tap, which must see the outputs that fusing leaves
+            FusedGradients(
+                views, wanted=self._fuses, ignored=lambda: self.tap.running, solve=self._solve_rows
+            )
         self.tap = Tap(
             model, views, self._observe, likelihood=likelihood, fisher=fisher, logits=logits,
             reduction=reduction, seed=seed,
         )  # fmt: skip
-        if fused:
-            FusedGradients(
-                views, wanted=self._fuses, ignored=lambda: self.tap.running, solve=self._solve_rows
-            )
 
     def _observe(self, index: int, sample: Sample) -> None:
         self.layers[index].block.observe(sample)
