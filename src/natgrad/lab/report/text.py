@@ -1,0 +1,122 @@
+"""How numbers, names and settings are written in tables and sentences."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_NAMES = {
+    "sgd": "SGD",
+    "sgdm": "SGDM",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "rmsprop": "RMSprop",
+    "muon": "Muon",
+    "soap": "SOAP",
+    "kfac": "KFAC",
+    "ekfac": "EKFAC",
+    "tkfac": "TKFAC",
+    "tekfac": "TEKFAC",
+    "exactngd": "ExactNGD",
+    "prong": "PRONG",
+    "prongplus": "PRONG+",
+    "prong+": "PRONG+",
+    "sngd": "SNGD",
+}
+NATURAL = frozenset(
+    {"kfac", "ekfac", "tkfac", "tekfac", "exactngd", "prong", "prongplus", "prong+", "sngd"}
+)
+NOTHING = "–"
+
+_LOCAL_PATH = re.compile(
+    r"(?<![\w.:/~])(?:[A-Za-z]:)?"
+    r"(?:[\\/](?:home|root|tmp|mnt|data|work|Users|var|opt|srv)\b|[\\/][^\s\\/'\"<>]+(?=[\\/]))"
+    r"(?:[\\/][^\s\\/'\",;)]*)*"
+)
+
+
+def display_name(optimizer: str) -> str:
+    """Return an optimizer's name as the field writes it."""
+    return _NAMES.get(optimizer.lower(), optimizer)
+
+
+def is_natural(optimizer: str) -> bool:
+    """Return whether an optimizer of this name takes natural-gradient steps."""
+    return optimizer.lower() in NATURAL
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """Write a number with so many significant digits, without an exponent where it is readable.
+
+    >>> significant(0.012345), significant(12.345), significant(12345.0), significant(2e-7)
+    ('0.0123', '12.3', '12345', '2.00e-07')
+    """
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    if exponent < -4 or exponent > 6:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(0, digits - 1 - exponent)}f}"
+
+
+def decimals(values: Iterable[float | None], digits: int = 3) -> int:
+    """Return how many decimals give the smallest of the values so many significant digits.
+
+    Between 2 and 4, so that a column stays readable; a value too small for that is written
+    with an exponent by `fixed`.
+    """
+    sizes = [abs(v) for v in values if v is not None and math.isfinite(v) and v != 0]
+    if not sizes:
+        return 2
+    return min(4, max(2, digits - 1 - math.floor(math.log10(min(sizes)))))
+
+
+def fixed(value: float | None, places: int) -> str:
+    """Write a number with so many decimals, with an exponent where these would show nothing."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if value != 0 and abs(value) < 10.0**-places:
+        return f"{value:.1e}"
+    return f"{value:.{places}f}"
+
+
+def plain_value(value: Any) -> str:
+    """Write a setting: short floats, words for booleans, nothing for None."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return settings_text(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(plain_value(entry) for entry in value)
+    return without_paths(str(value))
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Write settings in one line.
+
+    >>> settings_text({"lr": 0.1, "nesterov": True})
+    'lr 0.1, nesterov yes'
+    """
+    return ", ".join(f"{key} {plain_value(value)}" for key, value in settings.items())
+
+
+def without_paths(text: str) -> str:
+    """Shorten absolute paths to their last part: a report is shown to others.
+
+    >>> without_paths("natgrad compare mnist-mlp --data /home/someone/data --out runs/a")
+    'natgrad compare mnist-mlp --data …/data --out runs/a'
+    """
+    return _LOCAL_PATH.sub(lambda m: "…/" + re.split(r"[\\/]", m[0].rstrip("\\/"))[-1], text)
+
+
+def listed(words: list[str]) -> str:
+    """Join words as a sentence does: a, b and c."""
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
