@@ -15,7 +15,15 @@ from torch import Tensor
 
 from natgrad.linalg import factored_ridges
 
-__all__ = ["Constant", "Damping", "EigenvalueDamping", "Factored", "FactoredDamping", "checked"]
+__all__ = [
+    "Constant",
+    "Damping",
+    "EigenvalueDamping",
+    "Factored",
+    "FactoredDamping",
+    "checked",
+    "on_eigenvalues",
+]
 
 
 @runtime_checkable
@@ -58,19 +66,41 @@ def checked(damping: float | Damping) -> float | Damping:
     return damping
 
 
+def on_eigenvalues(damping: float | Damping) -> float | Damping:
+    """The damping for a block without factors: its value, added to the eigenvalues.
+
+    Raises:
+        TypeError: a factored damping without a ``value``.
+    """
+    if isinstance(damping, (int, float)) or isinstance(damping, EigenvalueDamping):
+        return damping
+    value = getattr(damping, "value", None)
+    if not isinstance(value, (int, float)):
+        raise TypeError(
+            f"{type(damping).__name__} damps factors only; the exact blocks of norm layers need "
+            "ridge(trace, dim) or a number in .value"
+        )
+    return float(value)
+
+
 @dataclass
 class Factored:
     """Factored Tikhonov damping: ``A + pi sqrt(value) I`` and ``G + sqrt(value)/pi I``.
 
     ``pi = sqrt((tr A/d) / (tr G/m))``; expands to ``G (x) A + value I`` plus cross terms whose
     trace norm this ``pi`` minimises (Martens & Grosse 2015, section 6.3; V:B8, V:B9).
+
+    Args:
+        value: the damping.
+        balanced: False takes ``pi = 1``, as TKFAC does.
     """
 
     value: float
+    balanced: bool = True
 
     def ridges(self, A: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
         """``(pi sqrt(value), sqrt(value) / pi)``."""
-        return factored_ridges(A, G, self.value)
+        return factored_ridges(A, G, self.value, self.balanced)
 
 
 @dataclass

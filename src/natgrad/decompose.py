@@ -25,18 +25,20 @@ class Factor:
     """A positive semi-definite matrix to decompose.
 
     Args:
-        matrix: ``[d, d]``.
-        ridge: None asks for the eigendecomposition, a number for the inverse of
+        matrix: ``[(q,) d, d]``, or the diagonal ``[(q,) d]`` of one that is diagonal.
+        ridge: None asks for the eigendecomposition, a number (one per group) for the inverse of
             ``matrix + ridge I``.
+        diagonal: whether ``matrix`` is a diagonal.
     """
 
     matrix: Tensor
     ridge: Tensor | float | None = None
+    diagonal: bool = False
 
     @property
     def _kind(self) -> tuple[object, ...]:
         M = self.matrix
-        return self.ridge is None, M.shape, M.dtype, M.device
+        return self.ridge is None, self.diagonal, M.shape, M.dtype, M.device
 
 
 def decompose(factors: Sequence[Factor]) -> list[Decomposition | None]:
@@ -56,16 +58,29 @@ def decompose(factors: Sequence[Factor]) -> list[Decomposition | None]:
 
 
 def _decompose_stack(factors: list[Factor]) -> list[Decomposition | None]:
+    if factors[0].diagonal:
+        return [_decompose_diagonal(factor) for factor in factors]
     stack = torch.stack([factor.matrix for factor in factors])
     finite = torch.isfinite(stack).all(-1).all(-1)
-    stack = torch.where(finite[:, None, None], stack, torch.zeros_like(stack))
+    stack = torch.where(finite[..., None, None], stack, torch.zeros_like(stack))
     if factors[0].ridge is None:
         eigen, ok = linalg.eigh(stack)
-        found: list[Decomposition] = [Eigen(l, U) for l, U in zip(*eigen, strict=True)]
+        assert eigen.vectors is not None
+        pairs = zip(eigen.values, eigen.vectors, strict=True)
+        found: list[Decomposition] = [Eigen(l, U) for l, U in pairs]
     else:
-        ridges = [torch.as_tensor(factor.ridge).to(stack) for factor in factors]
+        ridges = [torch.as_tensor(f.ridge).to(stack).expand(stack.shape[1:-2]) for f in factors]
         inverses, ok = linalg.inverse(linalg.add_ridge(stack, torch.stack(ridges)))
         found = list(inverses)
-    return [
-        result if good else None for result, good in zip(found, (ok & finite).tolist(), strict=True)
-    ]
+    good = (ok & finite).reshape(len(factors), -1).all(-1).tolist()
+    return [result if fine else None for result, fine in zip(found, good, strict=True)]
+
+
+def _decompose_diagonal(factor: Factor) -> Decomposition | None:
+    if factor.ridge is None:
+        result: Decomposition = Eigen(factor.matrix.clamp_min(0), None)
+        finite = torch.isfinite(factor.matrix)
+    else:
+        result = 1 / (factor.matrix + torch.as_tensor(factor.ridge).unsqueeze(-1).to(factor.matrix))
+        finite = torch.isfinite(result)
+    return result if bool(finite.all()) else None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from natgrad.layers import LayerView
-from natgrad.sample import statistics_dtype
+from natgrad.sample import Sample, statistics_dtype
 
 __all__ = ["FusedGradients"]
 
@@ -34,8 +34,8 @@ class FusedGradients:
         wanted: whether the layer of this index is to be fused now; must not change between two
             steps.
         ignored: whether the backward pass now running is none of the user's.
-        solve: turns a layer's index and its rows ``a [n t, i]``, ``g [n t, o]`` into the matrix
-            ``[o, i]`` to add to ``.grad``.
+        solve: turns a layer's index and its rows, those of the user's own gradient, into the
+            matrix ``[(q,) o, i]`` to add to ``.grad``.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class FusedGradients:
         *,
         wanted: Callable[[int], bool],
         ignored: Callable[[], bool],
-        solve: Callable[[int, Tensor, Tensor], Tensor],
+        solve: Callable[[int, Sample], Tensor],
     ) -> None:
         self.views, self.wanted, self.ignored, self.solve = views, wanted, ignored, solve
         self._frozen: dict[int, list[nn.Parameter]] = {}
@@ -86,9 +86,8 @@ class FusedGradients:
         if self.ignored():
             return
         view, dtype = self.views[index], statistics_dtype(parameters[0].dtype)
-        a = view.input_rows(h).flatten(0, 1).to(dtype)
-        g = view.output_rows(grad).flatten(0, 1).to(dtype)
-        U = self.solve(index, a, g)
+        sample = Sample(view.input_rows(h), view.output_rows(grad).unsqueeze(-4)).to(dtype)
+        U = self.solve(index, sample)
         for p in parameters:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         before = view.grad()

@@ -15,6 +15,8 @@ from torch import Tensor
 __all__ = [
     "Eigen",
     "add_ridge",
+    "eigen_solve",
+    "eigenvalues",
     "eigh",
     "factored_ridges",
     "inverse",
@@ -22,7 +24,10 @@ __all__ = [
     "kron_eigen_solve",
     "kron_solve",
     "mean_diagonal",
+    "rotated_product",
+    "rotated_quotient",
     "symmetrize",
+    "trace",
     "woodbury_solve",
 ]
 
@@ -31,7 +36,7 @@ class Eigen(NamedTuple):
     """Eigenvalues ``l [.., d]`` (ascending, >= 0) and eigenvectors in the columns of ``U``."""
 
     values: Tensor
-    vectors: Tensor
+    vectors: Tensor | None  #: None is the identity, the basis of a diagonal matrix
 
 
 def symmetrize(M: Tensor) -> Tensor:
@@ -50,6 +55,17 @@ def add_ridge(M: Tensor, ridge: Tensor | float) -> Tensor:
     ridge = torch.as_tensor(ridge, dtype=M.dtype, device=M.device)
     damped.diagonal(dim1=-2, dim2=-1).add_(ridge.unsqueeze(-1))
     return damped
+
+
+def trace(M: Tensor) -> Tensor:
+    """``tr M`` of each matrix in the stack, shape ``[..]``."""
+    return M.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def eigenvalues(M: Tensor) -> Tensor:
+    """Eigenvalues of positive semi-definite matrices, ascending, ``[.., d]``."""
+    values: Tensor = torch.linalg.eigvalsh(symmetrize(M))
+    return values.clamp_min(0)
 
 
 def eigh(M: Tensor) -> tuple[Eigen, Tensor]:
@@ -120,8 +136,13 @@ def kron(G: Tensor, A: Tensor) -> Tensor:
 
 
 def kron_solve(G_inv: Tensor, A_inv: Tensor, M: Tensor) -> Tensor:
-    """``(G (x) A)^-1 vec(M) = vec(G^-1 M A^-1)``, with the inverses given."""
-    return G_inv @ M @ A_inv
+    """``(G (x) A)^-1 vec(M) = vec(G^-1 M A^-1)``, with the inverses given.
+
+    A one-dimensional ``A_inv`` is a diagonal matrix. With the factors themselves in place of the
+    inverses this is the product ``(G (x) A) vec(M)``.
+    """
+    half = G_inv @ M
+    return half * A_inv if A_inv.ndim == 1 else half @ A_inv
 
 
 def kron_eigen_solve(G: Eigen, A: Eigen, M: Tensor, damping: Tensor | float) -> Tensor:
@@ -131,20 +152,53 @@ def kron_eigen_solve(G: Eigen, A: Eigen, M: Tensor, damping: Tensor | float) -> 
     is zero (``damping = 0`` and a singular factor) this is the pseudo-inverse.
     """
     scale = G.values.unsqueeze(-1) * A.values.unsqueeze(-2) + damping
-    rotated = G.vectors.mT @ M @ A.vectors
-    quotient = torch.where(scale > 0, rotated / scale, torch.zeros_like(rotated))
-    return G.vectors @ quotient @ A.vectors.mT
+    return rotated_quotient(G.vectors, A.vectors, M, scale)
 
 
-def factored_ridges(A: Tensor, G: Tensor, damping: Tensor | float) -> tuple[Tensor, Tensor]:
+def rotated_quotient(
+    U_G: Tensor | None, U_A: Tensor | None, M: Tensor, denominator: Tensor
+) -> Tensor:
+    """``U_G [(U_G^T M U_A) / denominator] U_A^T``; entries over zero become zero."""
+    R = _rotate(U_G, U_A, M)
+    cutoff = torch.finfo(M.dtype).eps * denominator.amax((-2, -1), keepdim=True)
+    kept = denominator > cutoff * max(M.shape[-2:])
+    R = torch.where(kept, R / denominator, torch.zeros_like(R))
+    return _rotate_back(U_G, U_A, R)
+
+
+def rotated_product(U_G: Tensor | None, U_A: Tensor | None, M: Tensor, factor: Tensor) -> Tensor:
+    """``U_G [(U_G^T M U_A) o factor] U_A^T``."""
+    return _rotate_back(U_G, U_A, _rotate(U_G, U_A, M) * factor)
+
+
+def _rotate(U_G: Tensor | None, U_A: Tensor | None, M: Tensor) -> Tensor:
+    M = M if U_G is None else U_G.mT @ M
+    return M if U_A is None else M @ U_A
+
+
+def _rotate_back(U_G: Tensor | None, U_A: Tensor | None, R: Tensor) -> Tensor:
+    R = R if U_G is None else U_G @ R
+    return R if U_A is None else R @ U_A.mT
+
+
+def eigen_solve(M: Eigen, v: Tensor, damping: Tensor | float) -> Tensor:
+    """``(U diag(l) U^T + damping I)^-1 v`` for ``v [.., d]``; the pseudo-inverse where zero."""
+    return rotated_quotient(
+        None, M.vectors, v.unsqueeze(-2), (M.values + damping).unsqueeze(-2)
+    ).squeeze(-2)
+
+
+def factored_ridges(
+    A: Tensor, G: Tensor, damping: Tensor | float, balanced: bool = True
+) -> tuple[Tensor, Tensor]:
     """Factored Tikhonov ridges ``(pi sqrt(damping), sqrt(damping) / pi)`` for ``A`` and ``G``.
 
     ``pi = sqrt((tr A / d) / (tr G / m))`` minimises the trace norm of the cross terms of
     ``(G + sqrt(damping)/pi I) (x) (A + pi sqrt(damping) I)`` (Martens & Grosse 2015, section 6.3;
-    MATH 1, V:B8, V:B9). Where a trace is zero or not finite, ``pi = 1``.
+    MATH 1, V:B8, V:B9). Where a trace is zero or not finite, and without ``balanced``, ``pi = 1``.
     """
     ratio = mean_diagonal(A) / mean_diagonal(G)
-    usable = torch.isfinite(ratio) & (ratio > 0)
+    usable = torch.isfinite(ratio) & (ratio > 0) & balanced
     pi = torch.where(usable, ratio, torch.ones_like(ratio)).sqrt()
     root = torch.as_tensor(damping, dtype=A.dtype, device=A.device).sqrt()
     return pi * root, root / pi

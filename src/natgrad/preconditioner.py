@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from natgrad import distributed
-from natgrad.blocks import Block
+from natgrad.blocks import Block, Exact
 from natgrad.blocks.base import Shared
-from natgrad.damping import Damping, checked
+from natgrad.damping import Damping, checked, on_eigenvalues
 from natgrad.decompose import decompose
 from natgrad.fused import FusedGradients
 from natgrad.layers import LayerView, Uncovered, views_of
@@ -25,7 +25,8 @@ from natgrad.tap import Tap
 
 __all__ = ["Preconditioner"]
 
-FAILURES_ALLOWED = 3
+FAILURES_ALLOWED = 3  #: failed decompositions of a layer in a row, before it is an error
+HELD_BYTES = 2**30  #: rows held for the next basis; what comes beyond is measured in the old one
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Layer:
     failures: int = 0
     natural: bool = False  #: whether ``.grad`` is the natural gradient already (fused)
     plain: Tensor | None = None  #: the plain gradient of a fused layer, where kl_clip needs it
+    held: list[Sample] = field(default_factory=list)  #: to measure the scale in the next basis
 
 
 class Preconditioner:
@@ -130,18 +132,28 @@ class Preconditioner:
         )  # fmt: skip
 
     def _observe(self, index: int, sample: Sample) -> None:
-        self.layers[index].block.observe(sample)
+        layer = self.layers[index]
+        layer.block.observe(sample)
+        if not layer.block.needs_rescale:
+            return
+        if self.steps % self.refresh_every == 0 and self._held_bytes() < HELD_BYTES:
+            layer.held.append(sample)  # the basis changes in this step: measure in the new one
+        else:
+            layer.block.rescale(sample)
+
+    def _held_bytes(self) -> int:
+        return sum(sample.nbytes for layer in self.layers for sample in layer.held)
 
     def _fuses(self, index: int) -> bool:
         return self.layers[index].block.is_ready and self.steps % self.refresh_every != 0
 
-    def _solve_rows(self, index: int, a: Tensor, g: Tensor) -> Tensor:
+    def _solve_rows(self, index: int, rows: Sample) -> Tensor:
         layer = self.layers[index]
         layer.natural = True
         if self.kl_clip is not None:
-            M = g.mT @ a
+            M = rows.gradient_sum()
             layer.plain = M if layer.plain is None else layer.plain + M
-        return layer.block.solve_rows(a, g)
+        return layer.block.solve_rows(rows)
 
     # one step -----------------------------------------------------------------------------------
 
@@ -182,12 +194,14 @@ class Preconditioner:
             tensors += [m.pending for m in layer.block.moments() if m.pending is not None]
         if not tensors:
             return True
-        largest = torch.stack([x.to("cpu") for x in torch._foreach_norm(tensors, float("inf"))])
-        return bool(torch.isfinite(largest).all())
+        # a norm is not finite if any entry is not; half precision would overflow in the sum
+        norms = torch._foreach_norm([x.to(statistics_dtype(x.dtype)) for x in tensors])
+        return bool(torch.isfinite(torch.stack([norm.to("cpu") for norm in norms])).all())
 
     def _discard(self) -> None:
         for layer in self.layers:
             layer.natural, layer.plain = False, None
+            layer.held.clear()
             for moment in layer.block.moments():
                 moment.discard()
 
@@ -222,6 +236,15 @@ class Preconditioner:
                 layer.failures = 0
             else:
                 self._failed(layer, sorted(set(mine) - set(good)))
+        self._rescale()
+
+    def _rescale(self) -> None:
+        """Measure the scales that depend on the basis, in the new one."""
+        for layer in self.layers:
+            for sample in layer.held:
+                layer.block.rescale(sample)
+            layer.held.clear()
+        self._commit()
 
     def _failed(self, layer: Layer, names: list[str]) -> None:
         layer.failures += 1
@@ -262,6 +285,7 @@ class Preconditioner:
         return {
             "blocks": dict(self.blocks.state_dict()),
             "failures": [layer.failures for layer in self.layers],
+            "held": [[sample.state() for sample in layer.held] for layer in self.layers],
             "tap": self.tap.state_dict(),
             "steps": self.steps,
             "skipped": self.skipped,
@@ -277,6 +301,8 @@ class Preconditioner:
         self.blocks.load_state_dict(state["blocks"])
         for layer, failures in zip(self.layers, state["failures"], strict=True):
             layer.failures = failures
+        for layer, held in zip(self.layers, state["held"], strict=True):
+            layer.held = [Sample.from_state(entry) for entry in held]
         self.tap.load_state_dict(state["tap"])
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.tap.active = self.steps % self.stats_every == 0
@@ -289,7 +315,13 @@ class Preconditioner:
 def _new_block(block: type[Block], view: LayerView, **kwargs: Any) -> Block:
     weight = next(iter(view.parameters().values()))
     dtype = statistics_dtype(weight.dtype)
-    return block(view.shape, dtype=dtype, device=weight.device, **kwargs)
+    if view.exact:
+        block = Exact
+        kwargs["damping"] = on_eigenvalues(kwargs["damping"])
+    return block(
+        view.shape, groups=view.groups, diagonal_input=view.diagonal_input, dtype=dtype,
+        device=weight.device, **kwargs,
+    )  # fmt: skip
 
 
 def _kl_scale(

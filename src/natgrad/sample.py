@@ -1,22 +1,48 @@
-"""The paired rows of one layer for one batch.
+"""The paired rows of one layer for one batch, and the moments that can be taken of them.
 
 Shape letters used everywhere: ``n`` examples, ``t`` shared positions of a layer (1 for a plain
 Linear, tokens of a sequence, pixels of a convolution), ``i`` fan-in with the bias column,
-``o`` fan-out, ``c`` draws or columns whose second moments add up.
+``o`` fan-out, ``c`` draws or columns whose second moments add up, ``q`` groups of a layer that is
+block-diagonal by construction (grouped convolutions, scale and shift of norm layers); most layers
+have no ``q``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["InputRows", "OutputRows", "Sample", "statistics_dtype"]
+__all__ = ["InputRows", "OneHot", "OutputRows", "Sample", "concatenated", "statistics_dtype"]
 
-InputRows: TypeAlias = Tensor  #: ``a [n, t, i]``, the bias column of ones last
-OutputRows: TypeAlias = Tensor  #: ``g [c, n, t, o]``
+CHUNK_BYTES = 2**28  #: memory for per-example gradients, 256 MiB
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """Rows that are unit vectors: ``indices [n, t]`` below ``size``; ``-1`` is a row of zeros."""
+
+    indices: Tensor
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(n, t, i)``, as if the rows were written out."""
+        n, t = self.indices.shape
+        return n, t, self.size
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The rows written out, ``[n, t, i]``."""
+        shape = (*self.indices.shape, self.size + 1)
+        rows = torch.zeros(shape, dtype=dtype, device=self.indices.device)
+        return rows.scatter_(-1, (self.indices + 1).unsqueeze(-1), 1)[..., 1:]
+
+
+InputRows: TypeAlias = Tensor | OneHot  #: ``a [(q,) n, t, i]``, the bias column of ones last
+OutputRows: TypeAlias = Tensor  #: ``g [(q,) c, n, t, o]``
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -39,22 +65,151 @@ class Sample:
     g: OutputRows
 
     def __post_init__(self) -> None:
-        if self.a.ndim != 3 or self.g.ndim != 4 or self.a.shape[:2] != self.g.shape[1:3]:
+        a, g = tuple(self.a.shape), tuple(self.g.shape)
+        paired = len(a) in (3, 4) and len(g) == len(a) + 1
+        if not paired or (*a[:-3], *a[-3:-1]) != (*g[:-4], *g[-3:-1]):
             raise ValueError(
-                "a Sample pairs a [n, t, i] with g [c, n, t, o]; got "
-                f"a {tuple(self.a.shape)} and g {tuple(self.g.shape)}"
+                f"a Sample pairs a [(q,) n, t, i] with g [(q,) c, n, t, o]; got a {a} and g {g}"
             )
 
     @property
     def examples(self) -> int:
         """Number of examples ``n``."""
-        return self.a.shape[0]
+        return self.a.shape[-3]
 
     @property
     def positions(self) -> int:
         """Number of shared positions ``t``."""
-        return self.a.shape[1]
+        return self.a.shape[-2]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the rows."""
+        a = self.a.indices if isinstance(self.a, OneHot) else self.a
+        return a.nbytes + self.g.nbytes
+
+    def state(self) -> dict[str, Tensor | int]:
+        """Tensors and plain values, for checkpoints."""
+        if isinstance(self.a, OneHot):
+            return {"a": self.a.indices, "size": self.a.size, "g": self.g}
+        return {"a": self.a, "g": self.g}
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> Sample:
+        """The inverse of :meth:`state`."""
+        a = OneHot(state["a"], state["size"]) if "size" in state else state["a"]
+        return Sample(a, state["g"])
 
     def to(self, dtype: torch.dtype) -> Sample:
         """The same rows in another dtype."""
-        return Sample(self.a.to(dtype), self.g.to(dtype))
+        a = self.a if isinstance(self.a, OneHot) else self.a.to(dtype)
+        return Sample(a, self.g.to(dtype))
+
+    def reduced(self) -> Sample:
+        """One position: ``mean_t a`` and ``sum_t g`` (K-FAC-reduce); unit vectors stay as are."""
+        if isinstance(self.a, OneHot) or self.positions == 1:
+            return self
+        return Sample(self.a.mean(-2, keepdim=True), self.g.sum(-2, keepdim=True))
+
+    def rotated(self, U_A: Tensor | None, U_G: Tensor | None) -> Sample:
+        """Rows ``a U_A`` and ``g U_G``; None leaves them as they are."""
+        a = self.a if U_A is None or isinstance(self.a, OneHot) else self.a @ _fit(U_A, self.a)
+        return Sample(a, self.g if U_G is None else self.g @ _fit(U_G, self.g))
+
+    # sums over the rows, not means --------------------------------------------------------------
+
+    def input_moment(self, weights: Tensor | None = None) -> Tensor:
+        """``sum_{n,t} w a a^T [(q,) i, i]``; its diagonal ``[i]`` where rows are unit vectors.
+
+        Args:
+            weights: ``w [(q,) n, t]``, ones by default.
+        """
+        a = self.a
+        if isinstance(a, OneHot):
+            w = self.g.new_ones(a.indices.shape) if weights is None else weights
+            counted = torch.where(a.indices >= 0, w, torch.zeros_like(w))
+            total = w.new_zeros(a.size)
+            return total.index_add_(0, a.indices.flatten().clamp_min(0), counted.flatten())
+        rows = a.flatten(-3, -2)
+        return _weighted(rows, None if weights is None else weights.flatten(-2)).mT @ rows
+
+    def output_moment(self, weights: Tensor | None = None) -> Tensor:
+        """``sum_{c,n,t} w g g^T [(q,) o, o]``, with ``w [(q,) n, t]``."""
+        if weights is not None:
+            weights = weights.unsqueeze(-3).expand(self.g.shape[:-1]).flatten(-3)
+        rows = self.g.flatten(-4, -2)
+        return _weighted(rows, weights).mT @ rows
+
+    def input_norms(self) -> Tensor:
+        """``|a|^2 [(q,) n, t]``."""
+        if isinstance(self.a, OneHot):
+            return (self.a.indices >= 0).to(self.g.dtype)
+        return self.a.square().sum(-1)
+
+    def output_norms(self) -> Tensor:
+        """``sum_c |g|^2 [(q,) n, t]``."""
+        return self.g.square().sum(-1).sum(-3)
+
+    def gradient_sum(self) -> Tensor:
+        """``sum_{c,n,t} g a^T [(q,) o, i]``."""
+        g = self.g.sum(-4).flatten(-3, -2)
+        if isinstance(self.a, OneHot):
+            total = g.new_zeros(self.a.size + 1, g.shape[-1])
+            return total.index_add_(0, self.a.indices.flatten() + 1, g)[1:].mT
+        return g.mT @ self.a.flatten(-3, -2)
+
+    def squared_gradients(self) -> Tensor:
+        """``sum_{c,n} (sum_t g a^T)^2 [(q,) o, i]``: squares of the true per-example gradients.
+
+        With one position the squares factor, ``(g^2)^T (a^2)``; else gradients are formed for some
+        examples at a time, in at most 256 MiB.
+        """
+        a = self.a
+        if isinstance(a, OneHot):
+            return self._squared_one_hot(a)
+        if self.positions == 1:
+            g = self.g.square().sum(-4).flatten(-3, -2)
+            return g.mT @ a.square().flatten(-3, -2)
+        total = a.new_zeros(*a.shape[:-3], self.g.shape[-1], a.shape[-1])
+        for J in self.gradients():
+            total += J.square_().sum((-4, -3))
+        return total
+
+    def _squared_one_hot(self, a: OneHot) -> Tensor:
+        example = torch.arange(self.examples, device=self.g.device).unsqueeze(1)
+        pair = example * (a.size + 1) + a.indices + 1
+        pairs, where = torch.unique(pair.flatten(), return_inverse=True)
+        total = self.g.new_zeros(a.size + 1, self.g.shape[-1])
+        for g in self.g:  # one column at a time
+            J = g.new_zeros(len(pairs), g.shape[-1]).index_add_(0, where, g.flatten(0, 1))
+            total.index_add_(0, pairs % (a.size + 1), J.square_())
+        return total[1:].mT
+
+    def gradients(self) -> Iterator[Tensor]:
+        """Per-example gradients ``J [(q,) c, n', o, i]`` of ``n'`` examples at a time."""
+        a = self.a.dense(self.g.dtype) if isinstance(self.a, OneHot) else self.a
+        g = self.g
+        row = g[..., 0, 0, 0].numel() * g.shape[-1] * a.shape[-1] * g.element_size()
+        chunk = max(1, CHUNK_BYTES // max(row, 1))
+        for start in range(0, self.examples, chunk):
+            part = slice(start, start + chunk)
+            yield g[..., part, :, :].mT @ a[..., part, :, :].unsqueeze(-4)
+
+
+def concatenated(rows: Sequence[InputRows]) -> InputRows:
+    """Input rows of several uses of a layer as further positions of the same examples."""
+    first = rows[0]
+    if isinstance(first, OneHot):
+        indices = [each.indices for each in rows if isinstance(each, OneHot)]
+        return OneHot(torch.cat(indices, dim=-1), first.size)
+    return torch.cat([each for each in rows if isinstance(each, Tensor)], dim=-2)
+
+
+def _fit(U: Tensor, rows: Tensor) -> Tensor:
+    """``U [(q,) d, d]`` with dimensions of size one where the rows have theirs."""
+    missing = rows.ndim - U.ndim
+    return U.reshape(*U.shape[:-2], *[1] * missing, *U.shape[-2:])
+
+
+def _weighted(rows: Tensor, weights: Tensor | None) -> Tensor:
+    return rows if weights is None else rows * weights.unsqueeze(-1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,12 @@ from torch.utils.hooks import RemovableHandle
 from natgrad.layers import LayerView
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey, logits_of
-from natgrad.sample import Sample, statistics_dtype
+from natgrad.sample import InputRows, OneHot, Sample, concatenated, statistics_dtype
 
 __all__ = ["Tap"]
 
 Deliver: TypeAlias = Callable[[int, Sample], None]
+Rows = TypeVar("Rows", Tensor, OneHot, InputRows)
 
 
 @dataclass
@@ -172,14 +173,9 @@ class Tap:
 
     def _sample(self, view: LayerView, uses: list[_Use], examples: int | None) -> Sample:
         """Pair the rows of all uses; several uses are further positions of the same examples."""
-        a = torch.cat([_grouped(view.input_rows(use.h), examples) for use in uses], dim=1)
-        g = torch.cat(
-            [
-                torch.stack([_grouped(view.output_rows(grad), examples) for grad in use.grads])
-                for use in uses
-            ],
-            dim=2,
-        )
+        a = concatenated([_by_example(view.input_rows(use.h), examples) for use in uses])
+        rows = [[_by_example(view.output_rows(x), examples) for x in use.grads] for use in uses]
+        g = torch.cat([torch.stack(columns, dim=-4) for columns in rows], dim=-2)
         weight = next(iter(view.parameters().values()))
         return Sample(a, g).to(statistics_dtype(weight.dtype))
 
@@ -222,9 +218,11 @@ def _backward(root: GradientEdge, column: Tensor, uses: list[_Use]) -> None:
             use.grads.append(grad)
 
 
-def _grouped(rows: Tensor, examples: int | None) -> Tensor:
+def _by_example(rows: Rows, examples: int | None) -> Rows:
     """Rows of a layer that saw ``[n t, k]`` back by example, as ``[n, t, k]``."""
-    count = rows.shape[0]
-    if examples is None or count == examples or rows.shape[1] != 1 or count % examples:
+    count, positions = rows.shape[-3:-1]
+    if examples is None or count == examples or positions != 1 or count % examples:
         return rows
-    return rows.reshape(examples, count // examples, rows.shape[2])
+    if isinstance(rows, OneHot):
+        return OneHot(rows.indices.reshape(examples, -1), rows.size)
+    return rows.reshape(*rows.shape[:-3], examples, count // examples, rows.shape[-1])

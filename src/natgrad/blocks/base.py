@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,27 +23,31 @@ class Block(nn.Module, ABC):
     """An approximation ``F_l [o i, o i]`` of one layer's Fisher matrix, acting on ``vec(M)``.
 
     ``observe`` is cheap and frequent, decomposing is dear and rare, ``solve`` happens every step.
-    State lives in buffers, so that saving, moving and loading are inherited.
+    State lives in buffers, so that saving, moving and loading are inherited. Of a layer in ``q``
+    groups everything has a leading dimension ``q``, and the block is block-diagonal.
 
-    A subclass needs ``observe``, ``factors``, ``load``, ``solve`` and ``dense``, keeps its
-    statistics in :class:`~natgrad.moments.Moment` submodules, and says with ``default_damping``
-    what a plain number as damping means.
+    A subclass keeps its statistics in :class:`~natgrad.moments.Moment` submodules, and says with
+    :meth:`default_damping` what a plain number as damping means.
 
     Args:
         shape: ``(o, i)`` of the layer's matrix.
-        damping: a damping object.
+        groups: ``(q,)`` if the layer is ``q`` such matrices side by side.
+        diagonal_input: whether input rows are unit vectors, and the input factor so diagonal.
+        damping: a number or a damping object.
         decay: weight of the old statistics at each commit.
         shared: how positions of a shared layer are treated, see the subclass.
         dtype: dtype of the statistics, float32 or float64.
         device: where the statistics live.
     """
 
-    default_damping: Callable[[float], Damping]
+    needs_rescale: ClassVar[bool] = False  #: whether :meth:`rescale` does anything
 
     def __init__(
         self,
         shape: tuple[int, int],
         *,
+        groups: tuple[int, ...] = (),
+        diagonal_input: bool = False,
         damping: float | Damping,
         decay: float = 0.95,
         shared: Shared = "expand",
@@ -51,23 +55,37 @@ class Block(nn.Module, ABC):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        self.shape, self.shared = shape, shared
+        self.shape, self.groups, self.diagonal_input = shape, groups, diagonal_input
+        self.shared, self.decay, self.dtype, self.device = shared, decay, dtype, device
         self.damping: Damping = (
             type(self).default_damping(damping) if isinstance(damping, (int, float)) else damping
         )
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
-        self.dtype, self.device, self.decay = dtype, device, decay
 
     ready: Tensor  #: whether a decomposition has been loaded
+
+    @staticmethod
+    @abstractmethod
+    def default_damping(value: float) -> Damping:
+        """What a plain number as damping means."""
 
     @property
     def is_ready(self) -> bool:
         """Whether :meth:`solve` can be called."""
         return bool(self.ready)
 
+    @property
+    def dim(self) -> int:
+        """Rows of the block, ``q o i``."""
+        o, i = self.shape
+        return o * i * (self.groups[0] if self.groups else 1)
+
     @abstractmethod
     def observe(self, sample: Sample) -> None:
         """Let the sample wait in the block's moments for the next commit."""
+
+    def rescale(self, sample: Sample) -> None:
+        """Let the scale, measured in the basis now in use, wait for the next commit."""
 
     @abstractmethod
     def factors(self) -> Mapping[str, Factor]:
@@ -79,20 +97,43 @@ class Block(nn.Module, ABC):
 
     @abstractmethod
     def solve(self, M: Tensor) -> Tensor:
-        """``(F_l + damping)^-1 vec(M)`` for a gradient matrix ``M [o, i]``."""
+        """``(F_l + damping)^-1 vec(M)`` for a gradient matrix ``M [.., (q,) o, i]``."""
 
-    def solve_rows(self, a: Tensor, g: Tensor) -> Tensor:
-        """``solve(g^T a)`` for rows ``a [r, i]`` and ``g [r, o]`` of one backward pass."""
-        return self.solve(g.mT @ a)
+    def solve_rows(self, rows: Sample) -> Tensor:
+        """``solve(sum g a^T)`` for the rows of one backward pass."""
+        return self.solve(rows.gradient_sum())
+
+    @abstractmethod
+    def product(self, M: Tensor) -> Tensor:
+        """``F_l vec(M)``, without damping, for ``M [.., (q,) o, i]``."""
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """``F_l`` without damping, ``[o i, o i]``."""
+        """``F_l`` without damping, ``[(q,) o i, o i]``."""
+
+    @abstractmethod
+    def eigenvalues(self) -> Tensor:
+        """All eigenvalues of ``F_l``, in no order, ``[dim]``."""
+
+    def trace(self) -> Tensor:
+        """``tr F_l``."""
+        return self.eigenvalues().sum()
+
+    def squared_norm(self) -> Tensor:
+        """``|F_l|^2`` in the Frobenius norm."""
+        return self.eigenvalues().square().sum()
 
     def moments(self) -> Iterator[Moment]:
         """All running means of the block."""
         return (module for module in self.modules() if isinstance(module, Moment))
 
     def observed(self) -> bool:
-        """Whether any statistics have ever been committed."""
+        """Whether what :meth:`factors` needs has ever been committed."""
         return all(bool(moment.weight > 0) for moment in self.moments())
+
+    def _moment(self, *shape: int) -> Moment:
+        return Moment(*self.groups, *shape, decay=self.decay, dtype=self.dtype, device=self.device)
+
+    def _zeros(self, name: str, *shape: int) -> None:
+        zeros = torch.zeros(*self.groups, *shape, dtype=self.dtype, device=self.device)
+        self.register_buffer(name, zeros)

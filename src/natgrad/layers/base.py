@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["LayerView", "Uncovered"]
+from natgrad.sample import InputRows
+
+__all__ = ["LayerView", "Slot", "Uncovered", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -19,23 +23,42 @@ class Uncovered:
     reason: str
 
 
+@dataclass(frozen=True)
+class Slot:
+    """A parameter, or some rows of one, that is part of a layer's matrix."""
+
+    parameter: nn.Parameter
+    start: int = 0
+    stop: int | None = None
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The slot's part of a tensor shaped like the parameter, as a view of it."""
+        return tensor[self.start : self.stop]
+
+
 class LayerView(ABC):
     """One module read as the matrix map ``z = W abar``, ``abar = [h; 1]``.
 
-    The layer's matrix is ``[o, i]``, bias as the last column; its Fisher block acts on
-    the matrix flattened row-major.
+    The layer's matrix is ``[o, i]``, bias as the last column; its Fisher block acts on the matrix
+    flattened row-major. A layer that is ``q`` equal maps side by side (grouped convolution, scale
+    and shift of a norm) has a matrix ``[q, o, i]`` and a block-diagonal Fisher block.
+
+    A subclass says which modules it reads and how rows and matrices are made; everything that
+    touches parameters and gradients follows.
 
     Args:
         name: the module's name in the model.
         module: the module itself.
     """
 
+    exact: bool = False  #: the block is small and taken exactly, whatever structure is asked for
+    diagonal_input: bool = False  #: input rows are unit vectors, so the input factor is diagonal
+
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
 
     def __repr__(self) -> str:
-        o, i = self.shape
-        return f"{type(self).__name__}({self.name!r}, {o}x{i})"
+        return f"{type(self).__name__}({self.name!r}, {'x'.join(map(str, self.matrix_shape))})"
 
     @classmethod
     @abstractmethod
@@ -52,22 +75,68 @@ class LayerView(ABC):
     def shape(self) -> tuple[int, int]:
         """``(o, i)``: fan-out, and fan-in with the bias column."""
 
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """``(q,)`` of a layer that is ``q`` equal matrix maps side by side, else ``()``."""
+        return ()
+
+    @property
+    def matrix_shape(self) -> tuple[int, ...]:
+        """``(*groups, o, i)``."""
+        return (*self.groups, *self.shape)
+
     @abstractmethod
-    def input_rows(self, h: Tensor) -> Tensor:
-        """The module's input as rows ``[n, t, i]``, ones in the bias column."""
+    def input_rows(self, h: Tensor) -> InputRows:
+        """The module's input as rows ``[(q,) n, t, i]``, ones in the bias column."""
 
     @abstractmethod
     def output_rows(self, grad_z: Tensor) -> Tensor:
-        """A gradient with respect to the module's output as rows ``[n, t, o]``."""
+        """A gradient with respect to the module's output as rows ``[(q,) n, t, o]``."""
 
     @abstractmethod
+    def slots(self) -> dict[str, Slot]:
+        """The trained parameters in the matrix, by their names in the module."""
+
+    @abstractmethod
+    def to_matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Tensors shaped like the slots as one matrix ``[(q,) o, i]``.
+
+        Moves entries and nothing else, so that it serves gradients and index tensors alike.
+        """
+
+    @abstractmethod
+    def from_matrix(self, M: Tensor) -> dict[str, Tensor]:
+        """The inverse of :meth:`to_matrix`."""
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters in the matrix, by their names in the module."""
+        return {name: slot.parameter for name, slot in self.slots().items()}
 
-    @abstractmethod
     def grad(self) -> Tensor | None:
-        """The parameters' ``.grad`` as a matrix ``[o, i]``; None if there is none."""
+        """The parameters' ``.grad`` as a matrix ``[(q,) o, i]``; None if none has one."""
+        slots = self.slots()
+        if all(slot.parameter.grad is None for slot in slots.values()):
+            return None
+        return self.to_matrix({name: slot.of(_grad(slot)) for name, slot in slots.items()})
 
-    @abstractmethod
     def set_grad(self, M: Tensor) -> None:
-        """Write the matrix ``[o, i]`` back into the parameters' ``.grad``, in place."""
+        """Write the matrix ``[(q,) o, i]`` into the parameters' ``.grad``, in place."""
+        slots = self.slots()
+        for name, tensor in self.from_matrix(M).items():
+            parameter = slots[name].parameter
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            slots[name].of(parameter.grad).copy_(tensor)
+
+
+def _grad(slot: Slot) -> Tensor:
+    grad = slot.parameter.grad
+    return torch.zeros_like(slot.parameter) if grad is None else grad
+
+
+def rows_of(h: Tensor) -> Tensor:
+    """``[n, ..., k]`` as ``[n, t, k]``; a vector is one example at one position."""
+    features = h.shape[-1]
+    if h.ndim == 1:
+        return h.reshape(1, 1, features)
+    return h.reshape(h.shape[0], -1, features)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from natgrad.layers.base import LayerView
+from natgrad.layers.base import LayerView, Slot, rows_of
 
-__all__ = ["LinearView"]
+__all__ = ["LinearView", "with_ones"]
 
 
 class LinearView(LayerView):
@@ -39,57 +40,43 @@ class LinearView(LayerView):
         return None
 
     @property
-    def _bias(self) -> nn.Parameter | None:
-        bias: nn.Parameter | None = self.module.bias
-        return bias if bias is not None and bias.requires_grad else None
+    def _has_bias(self) -> bool:
+        bias: Tensor | None = self.module.bias
+        return bias is not None and bias.requires_grad
 
     @property
     def shape(self) -> tuple[int, int]:
         """``(out_features, in_features + 1)``, without the 1 if there is no trainable bias."""
-        return self.module.out_features, self.module.in_features + (self._bias is not None)
+        return self.module.out_features, self.module.in_features + self._has_bias
 
     def input_rows(self, h: Tensor) -> Tensor:
         """``h [n, ..., in]`` as ``[n, t, in (+1)]``."""
-        rows = _rows(h)
-        if self._bias is None:
-            return rows
-        return torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], dim=-1)
+        return with_ones(rows_of(h)) if self._has_bias else rows_of(h)
 
     def output_rows(self, grad_z: Tensor) -> Tensor:
         """``grad_z [n, ..., out]`` as ``[n, t, out]``."""
-        return _rows(grad_z)
+        return rows_of(grad_z)
 
-    def parameters(self) -> dict[str, nn.Parameter]:
+    def slots(self) -> dict[str, Slot]:
         """``weight`` and, where there is a trainable one, ``bias``."""
-        named = {"weight": cast(nn.Parameter, self.module.weight)}
-        if self._bias is not None:
-            named["bias"] = self._bias
+        named = {"weight": Slot(cast(nn.Parameter, self.module.weight))}
+        if self._has_bias:
+            named["bias"] = Slot(self.module.bias)
         return named
 
-    def grad(self) -> Tensor | None:
-        """``[grad W, grad b]``."""
-        weight = self.module.weight.grad
-        if weight is None:
-            return None
-        bias = self._bias
-        if bias is None:
+    def to_matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """``[W, b]``."""
+        weight = tensors["weight"]
+        if not self._has_bias:
             return weight
-        column = torch.zeros_like(bias) if bias.grad is None else bias.grad
-        return torch.cat([weight, column.unsqueeze(1)], dim=1)
+        return torch.cat([weight, tensors["bias"].unsqueeze(1)], dim=1)
 
-    def set_grad(self, M: Tensor) -> None:
-        """Split ``M`` into weight and bias."""
-        weight, bias = self.module.weight, self._bias
-        assert weight.grad is not None
-        weight.grad.copy_(M[:, : self.module.in_features])
-        if bias is not None:
-            bias.grad = torch.empty_like(bias) if bias.grad is None else bias.grad
-            bias.grad.copy_(M[:, -1])
+    def from_matrix(self, M: Tensor) -> dict[str, Tensor]:
+        """Weight and bias out of ``[W, b]``."""
+        weight = {"weight": M[:, : self.module.in_features]}
+        return {**weight, "bias": M[:, -1]} if self._has_bias else weight
 
 
-def _rows(h: Tensor) -> Tensor:
-    """``[n, ..., k]`` as ``[n, t, k]``; a vector is one example at one position."""
-    features = h.shape[-1]
-    if h.ndim == 1:
-        return h.reshape(1, 1, features)
-    return h.reshape(h.shape[0], -1, features)
+def with_ones(rows: Tensor) -> Tensor:
+    """Rows with the homogeneous coordinate 1 appended, the bias column of the matrix."""
+    return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-SCHEMA = 1
+from natgrad.lab.errors import LabError
+from natgrad.lab.folder import SCHEMA, RunFolder
 
 Status = Literal["finished", "diverged", "running", "interrupted"]
 Quantity = Literal[
@@ -27,7 +28,7 @@ Quantity = Literal[
 Axis = Literal["epochs", "updates", "seconds"]
 
 
-class ResultsError(Exception):
+class ResultsError(LabError):
     """The folder cannot be read as results; the message says what was expected."""
 
 
@@ -194,7 +195,7 @@ def _trailing_number(name: str) -> int:
 
 
 def _run(optimizer: str, folder: Path) -> Run:
-    records = _records(folder / "rows.jsonl")
+    records = RunFolder(folder).rows()
     # a resumed run may evaluate again where it stopped: the later row stands
     rows = {row.updates: row for row in map(_row, records)}
     ordered = tuple(rows[key] for key in sorted(rows))
@@ -203,46 +204,21 @@ def _run(optimizer: str, folder: Path) -> Run:
         optimizer=optimizer,
         label=folder.name,
         settings=settings if isinstance(settings, Mapping) else {},
-        status=_status(folder / "run.json", ordered),
+        status=_status(folder, ordered),
         rows=ordered,
     )
 
 
-def _status(path: Path, rows: tuple[Row, ...]) -> Status:
-    stated: Any = None
-    if path.is_file():
-        try:
-            stated = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:  # cut off by a kill
-            stated = None
-    status = stated.get("status") if isinstance(stated, dict) else None
+def _status(folder: Path, rows: tuple[Row, ...]) -> Status:
+    try:
+        status = RunFolder(folder).status().get("status")
+    except LabError:  # damaged: what the rows say still stands
+        status = None
     if status == "diverged":
         return "diverged"
     if status == "finished" and rows:
         return "finished" if math.isfinite(rows[-1].y("validation_loss")) else "diverged"
     return "interrupted" if status == "interrupted" else "running"
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):  # the last line, cut off by a kill
-                break
-            raise ResultsError(
-                f"line {number} of {path} is not valid JSON ({error}); only a cut-off last line "
-                "is expected. Remove the line, or the run to train it again."
-            ) from error
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 def _row(record: Mapping[str, Any]) -> Row:

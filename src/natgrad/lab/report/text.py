@@ -28,7 +28,7 @@ _NAMES = {
 NATURAL = frozenset(
     {"kfac", "ekfac", "tkfac", "tekfac", "exactngd", "prong", "prongplus", "prong+", "sngd"}
 )
-NOTHING = "–"
+NOTHING = "\N{EN DASH}"
 
 _LOCAL_PATH = re.compile(
     r"(?<![\w.:/~])(?:[A-Za-z]:)?"

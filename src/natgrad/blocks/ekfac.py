@@ -1,0 +1,142 @@
+"""Eigenvalue correction of any two-factor block: EKFAC from K-FAC, TEKFAC from TKFAC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from natgrad import linalg
+from natgrad.blocks.base import Block
+from natgrad.blocks.kfac import KFAC
+from natgrad.blocks.tkfac import TKFAC
+from natgrad.blocks.two_factor import TwoFactor
+from natgrad.damping import Constant, EigenvalueDamping
+from natgrad.decompose import Decomposition, Factor
+from natgrad.sample import Sample
+
+__all__ = ["EKFAC", "TEKFAC", "EigenCorrected"]
+
+
+class EigenCorrected(Block):
+    """``F_l ~ Q diag(s) Q^T``, ``Q = U_G (x) U_A`` the eigenbasis of a two-factor block.
+
+    ``s = E[(U_G^T J U_A)^2] [o, i]`` is measured from the true per-example gradients ``J``, summed
+    over shared positions before they are squared (V:C1, V:C23). In the given basis no other
+    diagonal is nearer to ``F_l`` in the Frobenius norm (V:C4, V:C5), and the trace is kept.
+
+    When the basis changes the running scale is carried over, ``s <- (R_G o R_G)^T s (R_A o R_A)``
+    with ``R = U_old^T U_new``: exact for the matrix ``Q diag(s) Q^T``, and it keeps the trace
+    (V:C18; the papers leave the stale scale). New scales are measured in the new basis.
+
+    A plain number as damping is added to the scale.
+    """
+
+    needs_rescale = True
+    of: ClassVar[type[TwoFactor]]  #: the block that gives the basis
+
+    @staticmethod
+    def default_damping(value: float) -> Constant:
+        """Added to the scale."""
+        return Constant(value)
+
+    def __init__(self, shape: tuple[int, int], **kwargs: Any) -> None:
+        super().__init__(shape, **kwargs)
+        if not isinstance(self.damping, EigenvalueDamping):
+            raise TypeError(
+                f"{type(self).__name__} adds its damping to eigenvalues; it needs a number or an "
+                f"object with ridge(trace, dim), got {type(self.damping).__name__}"
+            )
+        self.basis = type(self).of(shape, **{**kwargs, "damping": Constant(0.0)})
+        self.scale = self._moment(*shape)
+
+    def observe(self, sample: Sample) -> None:
+        """The moments of the two-factor block."""
+        self.basis.observe(sample)
+
+    def rescale(self, sample: Sample) -> None:
+        """``2 n t (i^2 + c o^2)`` flop to rotate; ``2 n c t o i`` more with shared weights."""
+        if self.is_ready:
+            A, G = self.basis.eigen()
+            rotated = sample.rotated(A.vectors, G.vectors)
+            self.scale.add(rotated.squared_gradients(), sample.examples)
+
+    def factors(self) -> Mapping[str, Factor]:
+        """The factors of the two-factor block, to be eigendecomposed."""
+        return self.basis.factors()
+
+    def load(self, decompositions: Mapping[str, Decomposition]) -> None:
+        """Change the basis and carry the scale over to it."""
+        old = [None if e.vectors is None else e.vectors.clone() for e in self.basis.eigen()]
+        self.basis.load(decompositions)
+        if self.is_ready:
+            R_A, R_G = (
+                None if before is None or after.vectors is None else before.mT @ after.vectors
+                for before, after in zip(old, self.basis.eigen(), strict=True)
+            )
+            self.scale.value.copy_(_carried(self.scale.value, R_A, R_G))
+            if self.scale.pending is not None:
+                self.scale.pending = _carried(self.scale.pending, R_A, R_G)
+        self.ready.fill_(True)
+
+    def observed(self) -> bool:
+        """Whether the two-factor block has statistics."""
+        return self.basis.observed()
+
+    def scales(self) -> Tensor:
+        """``s [(q,) o, i]``; the two-factor block's own eigenvalues until one is measured."""
+        A, G = self.basis.eigen()
+        product = G.values.unsqueeze(-1) * A.values.unsqueeze(-2)
+        return torch.where(self.scale.weight > 0, self.scale.mean(), product)
+
+    def solve(self, M: Tensor) -> Tensor:
+        """``U_G [(U_G^T M U_A) / (s + damping)] U_A^T``, ``4 o i (o + i)`` flop."""
+        assert isinstance(self.damping, EigenvalueDamping)
+        A, G = self.basis.eigen()
+        s = self.scales()
+        ridge = self.damping.ridge(s.sum(), self.dim)
+        return linalg.rotated_quotient(G.vectors, A.vectors, M, s + ridge)
+
+    def product(self, M: Tensor) -> Tensor:
+        """``U_G [(U_G^T M U_A) s] U_A^T``."""
+        A, G = self.basis.eigen()
+        return linalg.rotated_product(G.vectors, A.vectors, M, self.scales())
+
+    def dense(self) -> Tensor:
+        """``Q diag(s) Q^T``."""
+        A, G = self.basis.eigen()
+        s = self.scales()
+        assert G.vectors is not None
+        Q = linalg.kron(
+            G.vectors, torch.ones_like(A.values).diag_embed() if A.vectors is None else A.vectors
+        )
+        return (Q * s.flatten(-2).unsqueeze(-2)) @ Q.mT
+
+    def eigenvalues(self) -> Tensor:
+        """The scale."""
+        return self.scales().flatten()
+
+
+class EKFAC(EigenCorrected):
+    """Eigenvalue-corrected K-FAC (George et al. 2018, arXiv 1806.03884; MATH 2)."""
+
+    of = KFAC
+
+
+class TEKFAC(EigenCorrected):
+    """Eigenvalue-corrected TKFAC (Gao et al. 2020, arXiv 2011.13609, eq. 3.1-3.4, 3.9; MATH 4).
+
+    ``Theta`` of the paper is the scale, and enters without ``delta`` in front (3.2). Never further
+    from ``F_l`` than TKFAC (Theorem 3.1, V:C10), by exactly ``|delta l_Psi l_Phi^T - Theta|^2``
+    in squared Frobenius norm (V:C11).
+    """
+
+    of = TKFAC
+
+
+def _carried(s: Tensor, R_A: Tensor | None, R_G: Tensor | None) -> Tensor:
+    """``(R_G o R_G)^T s (R_A o R_A)``; None is the identity."""
+    s = s if R_G is None else R_G.square().mT @ s
+    return s if R_A is None else s @ R_A.square()

@@ -1,0 +1,126 @@
+"""Blocks that are one Kronecker product: what K-FAC and TKFAC have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from natgrad import linalg
+from natgrad.blocks.base import Block
+from natgrad.damping import FactoredDamping
+from natgrad.decompose import Decomposition, Factor
+from natgrad.linalg import Eigen
+from natgrad.sample import Sample
+
+__all__ = ["TwoFactor"]
+
+
+class TwoFactor(Block):
+    """``F_l ~ G (x) A``; a subclass says how ``A`` and ``G`` are estimated.
+
+    With factored damping the factors are inverted (Cholesky) at the decomposition, damping
+    included; with damping of the eigenvalues they are eigendecomposed, and the damping enters at
+    every solve. Where input rows are unit vectors ``A`` is diagonal and kept as a vector.
+    """
+
+    def __init__(self, shape: tuple[int, int], **kwargs: Any) -> None:
+        super().__init__(shape, **kwargs)
+        o, i = shape
+        A_shape = (i,) if self.diagonal_input else (i, i)
+        self.A, self.G = self._moment(*A_shape), self._moment(o, o)
+        if self._factored:
+            self._zeros("A_inverse", *A_shape)
+            self._zeros("G_inverse", o, o)
+            return
+        self._zeros("A_values", i)
+        self._zeros("G_values", o)
+        self._zeros("G_vectors", o, o)
+        if not self.diagonal_input:
+            self._zeros("A_vectors", i, i)
+
+    @property
+    def _factored(self) -> bool:
+        return isinstance(self.damping, FactoredDamping)
+
+    @abstractmethod
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """``(A, G)`` with ``F_l ~ G (x) A``; ``A`` a vector where the input is diagonal."""
+
+    def factors(self) -> Mapping[str, Factor]:
+        """``A`` and ``G``, with their ridges if the damping is factored."""
+        A, G = self.matrices()
+        diagonal = self.diagonal_input
+        if not isinstance(self.damping, FactoredDamping):
+            return {"A": Factor(A, diagonal=diagonal), "G": Factor(G)}
+        trace_A = (A.mean(-1) if diagonal else linalg.mean_diagonal(A))[..., None, None]
+        ridge_A, ridge_G = self.damping.ridges(trace_A, G)
+        return {"A": Factor(A, ridge_A, diagonal), "G": Factor(G, ridge_G)}
+
+    def load(self, decompositions: Mapping[str, Decomposition]) -> None:
+        """Take the inverses, or the eigendecompositions."""
+        for name, found in decompositions.items():
+            if not isinstance(found, Eigen):
+                self.get_buffer(f"{name}_inverse").copy_(found)
+                continue
+            self.get_buffer(f"{name}_values").copy_(found.values)
+            if found.vectors is not None:
+                self.get_buffer(f"{name}_vectors").copy_(found.vectors)
+        self.ready.fill_(True)
+
+    def solve(self, M: Tensor) -> Tensor:
+        """``G^-1 M A^-1``, ``2 o i (o + i)`` flop; twice that in the eigenbases."""
+        if isinstance(self.damping, FactoredDamping):
+            return linalg.kron_solve(self.get_buffer("G_inverse"), self.get_buffer("A_inverse"), M)
+        A, G = self.eigen()
+        trace = A.values.sum(-1) * G.values.sum(-1)
+        ridge = self.damping.ridge(trace.sum(), self.dim)
+        return linalg.kron_eigen_solve(G, A, M, ridge)
+
+    def solve_rows(self, rows: Sample) -> Tensor:
+        """``(g G^-1)^T (a A^-1)`` where the rows are few, else ``G^-1 (g^T a) A^-1``."""
+        o, i = self.shape
+        count = rows.examples * rows.positions
+        dear = count * (o * o + i * i) >= o * i * (o + i)
+        if not self._factored or self.diagonal_input or dear:
+            return self.solve(rows.gradient_sum())
+        A_inverse, G_inverse = self.get_buffer("A_inverse"), self.get_buffer("G_inverse")
+        return rows.rotated(A_inverse, G_inverse).gradient_sum()
+
+    def eigen(self) -> tuple[Eigen, Eigen]:
+        """The eigendecompositions of ``A`` and ``G`` now in use."""
+        U_A = None if self.diagonal_input else self.get_buffer("A_vectors")
+        A = Eigen(self.get_buffer("A_values"), U_A)
+        return A, Eigen(self.get_buffer("G_values"), self.get_buffer("G_vectors"))
+
+    def product(self, M: Tensor) -> Tensor:
+        """``G M A``."""
+        A, G = self.matrices()
+        return linalg.kron_solve(G, A, M)
+
+    def dense(self) -> Tensor:
+        """``G (x) A``."""
+        A, G = self.matrices()
+        return linalg.kron(G, A.diag_embed() if self.diagonal_input else A)
+
+    def eigenvalues(self) -> Tensor:
+        """All products of an eigenvalue of ``G`` with one of ``A``."""
+        A, G = self.matrices()
+        l_A = A if self.diagonal_input else linalg.eigenvalues(A)
+        return (linalg.eigenvalues(G).unsqueeze(-1) * l_A.unsqueeze(-2)).flatten()
+
+    def trace(self) -> Tensor:
+        """``tr A tr G``."""
+        A, G = self.matrices()
+        return (self._trace_A(A) * linalg.trace(G)).sum()
+
+    def _trace_A(self, A: Tensor) -> Tensor:
+        return A.sum(-1) if self.diagonal_input else linalg.trace(A)
+
+    def squared_norm(self) -> Tensor:
+        """``|A|^2 |G|^2``."""
+        A, G = self.matrices()
+        dims_A = -1 if self.diagonal_input else (-2, -1)
+        return (A.square().sum(dims_A) * G.square().sum((-2, -1))).sum()

@@ -1,0 +1,1 @@
+"""The lab: experiments, their data and networks, the command line. Nothing imports it."""

@@ -1,0 +1,255 @@
+"""The command line: ``natgrad list``, ``run``, ``compare``, ``report``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import natgrad
+from natgrad.lab import provenance
+from natgrad.lab.comparison import Plan, compare
+from natgrad.lab.errors import INTERRUPTED, LabError, UsageError, unknown
+from natgrad.lab.folder import Results, open_results
+from natgrad.lab.manifest import check_unchanged, plan_of, written
+from natgrad.lab.optimizers import BUILDERS, parse
+from natgrad.lab.progress import progress_for
+from natgrad.lab.recipe import Recipe, load, names
+from natgrad.lab.running import Interruption
+from natgrad.lab.training import Budget
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train networks with the natural gradient, and see how it compares.",
+)
+
+RecipeName: TypeAlias = Annotated[str, typer.Argument(help="Name of a recipe (natgrad list).")]
+Epochs: TypeAlias = Annotated[
+    float | None, typer.Option(help="Budget of a run in passes over the data.")
+]
+Seconds: TypeAlias = Annotated[
+    float | None, typer.Option(help="Budget of a run in seconds of training steps.")
+]
+Out: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Folder for the results; by default a new one in runs/.")
+]
+Data: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="Folder of local data sets, DIR/mnist/train.parquet; or NATGRAD_DATA."),
+]
+Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"natgrad {natgrad.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Train networks with the natural gradient, and see how it compares."""
+
+
+@app.command("list")
+def list_recipes() -> None:
+    """The recipes: what is trained on what, and where it comes from."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("recipe", no_wrap=True)
+    for heading in ("what", "source", "data"):
+        table.add_column(heading, overflow="fold")
+    for name in names():
+        recipe = load(name)
+        table.add_row(name, recipe.title, recipe.source, recipe.data.name)
+    Console().print(table)
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    optimizer: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(BUILDERS)}; default kfac.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of weights and data order; default 0.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the optimizer; repeatable."),
+    ] = None,
+    epochs: Epochs = None,
+    seconds: Seconds = None,
+    out: Out = None,
+    data: Data = None,
+    resume: Resume = False,
+) -> None:
+    """Train one optimizer from one seed."""
+    with _failures():
+        experiment = load(recipe)
+        name = optimizer or "kfac"
+        _check_optimizers([name])
+        settings = {**experiment.settings.get(name, {}), **parse(name, set_ or [])}
+        budget = _budget(experiment, epochs, seconds)
+        plan = Plan(experiment, (name,), (seed or 0,), budget, {name: settings})
+        given = _any_given(optimizer, seed, epochs, seconds, set_)
+        _carry_out(plan, out, data, resume, "run", as_before=not given)
+
+
+@app.command("compare")
+def compare_optimizers(
+    recipe: RecipeName,
+    optimizers: Annotated[
+        str | None,
+        typer.Option(help=f"Comma-separated, of {', '.join(BUILDERS)}; default in the recipe."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many seeds, from 0; default in the recipe.")
+    ] = None,
+    epochs: Epochs = None,
+    seconds: Seconds = None,
+    out: Out = None,
+    data: Data = None,
+    resume: Resume = False,
+    no_tune: Annotated[
+        bool, typer.Option("--no-tune", help="Take the recipe's settings instead of tuning.")
+    ] = False,
+) -> None:
+    """Tune every optimizer on the validation set, train all of them, print and plot the outcome."""
+    with _failures():
+        experiment = load(recipe)
+        chosen = experiment.optimizers if optimizers is None else _named(optimizers)
+        _check_optimizers(chosen)
+        plan = Plan(
+            experiment,
+            tuple(chosen),
+            experiment.seeds if seeds is None else tuple(range(seeds)),
+            _budget(experiment, epochs, seconds),
+            {name: experiment.settings.get(name, {}) for name in chosen} if no_tune else {},
+        )
+        given = _any_given(optimizers, seeds, epochs, seconds) or no_tune
+        _carry_out(plan, out, data, resume, "compare", as_before=not given)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A results folder.")],
+) -> None:
+    """Print the table of a results folder and write its HTML page."""
+    with _failures():
+        _report(folder)
+
+
+def _carry_out(
+    plan: Plan,
+    out: Path | None,
+    data: Path | None,
+    resume: bool,
+    verb: str,
+    as_before: bool,
+) -> None:
+    """Do what a plan says, or go on with it, and report.
+
+    Args:
+        plan: what to do.
+        out: the results folder.
+        data: folder of local data sets.
+        resume: whether ``out`` holds a beginning.
+        verb: the command, to tell how to go on.
+        as_before: take the plan of the folder, because none was spelled out.
+    """
+    if resume and out is None:
+        raise UsageError("--resume needs --out, the folder to go on with")
+    folder = out or Path("runs") / f"{plan.recipe.name}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
+    for name in plan.tuned():
+        plan.recipe.grid(name)
+    if resume:
+        results = open_results(folder, resume=True)
+        recorded = plan_of(results.manifest())
+        if recorded.recipe.name != plan.recipe.name:
+            raise UsageError(f"{folder} holds {recorded.recipe.name}, not {plan.recipe.name}")
+        plan = recorded if as_before else plan
+    splits = plan.recipe.data.load(data)
+    if resume:
+        check_unchanged(results.manifest(), plan, splits)
+        results.update_manifest(status="running", finished=None)
+    else:
+        results = open_results(folder, resume=False)
+        results.update_manifest(**written(plan, splits))
+    status = "interrupted"
+    try:
+        with Interruption() as stop, progress_for(Console(), plan.total()) as watch:
+            status = compare(plan, splits, results, watch, stop)
+    finally:
+        results.update_manifest(status=status, finished=provenance.now())
+    if status == "interrupted":
+        _tell_how_to_resume(results, verb, plan.recipe.name, data)
+        raise typer.Exit(INTERRUPTED)
+    _report(folder)
+
+
+def _report(folder: Path) -> None:
+    from natgrad.lab.report import write_report
+
+    page = write_report(folder)
+    typer.echo(f"report: {page}")
+
+
+def _tell_how_to_resume(results: Results, verb: str, recipe: str, data: Path | None) -> None:
+    words = ["natgrad", verb, recipe, "--out", str(results.path), "--resume"]
+    words += ["--data", str(data)] if data else []
+    typer.echo(f"stopped; everything done is saved. Go on with:\n  {shlex.join(words)}", err=True)
+
+
+def _any_given(*options: object) -> bool:
+    return any(option is not None for option in options)
+
+
+def _named(optimizers: str) -> list[str]:
+    found = [name.strip() for name in optimizers.split(",") if name.strip()]
+    if not found:
+        raise UsageError(f"--optimizers names none; there are: {', '.join(BUILDERS)}")
+    return list(dict.fromkeys(found))
+
+
+def _check_optimizers(chosen: list[str] | tuple[str, ...]) -> None:
+    for name in chosen:
+        if name not in BUILDERS:
+            raise unknown("optimizer", name, list(BUILDERS))
+
+
+def _budget(recipe: Recipe, epochs: float | None, seconds: float | None) -> Budget:
+    if epochs is None and seconds is None:
+        return Budget(epochs=recipe.epochs)
+    return Budget(epochs, seconds)
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Turn what the user can do something about into one line and an exit code."""
+    try:
+        yield
+    except LabError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        _fail(str(error), LabError.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped", INTERRUPTED)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"natgrad: {message}", err=True)
+    raise typer.Exit(code)

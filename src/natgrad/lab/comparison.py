@@ -1,0 +1,148 @@
+"""A comparison: every optimizer tuned on the validation set, then trained from every seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from natgrad.lab.data import Splits
+from natgrad.lab.folder import Results
+from natgrad.lab.optimizers import Settings, complete
+from natgrad.lab.recipe import Recipe
+from natgrad.lab.running import Status, Watch, carry_out, is_over
+from natgrad.lab.training import Budget, Run
+
+__all__ = ["Plan", "best_index", "compare", "on_edge"]
+
+TUNING_SEED = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        recipe: the experiment.
+        optimizers: in this order.
+        seeds: each trained from every one.
+        budget: of every run.
+        settings: of optimizers that are not tuned.
+    """
+
+    recipe: Recipe
+    optimizers: Sequence[str]
+    seeds: Sequence[int]
+    budget: Budget
+    settings: Mapping[str, Settings] = field(default_factory=dict)
+
+    def tuned(self) -> list[str]:
+        """The optimizers whose settings are to be found."""
+        return [name for name in self.optimizers if name not in self.settings]
+
+    def tuning_budget(self) -> Budget:
+        """Of one tuning run: the recipe's share, never more than a run gets."""
+        recipe = self.recipe
+        if self.budget.epochs is not None:
+            return Budget(epochs=min(recipe.tuning_epochs, self.budget.epochs))
+        return self.budget.share(min(1.0, recipe.tuning_epochs / recipe.epochs))
+
+    def total(self) -> int:
+        """The number of runs, those of the tuning included."""
+        points = sum(len(self.recipe.grid(name)) for name in self.tuned())
+        return points + len(self.optimizers) * len(self.seeds)
+
+    def rule(self) -> str:
+        """How settings were chosen, in words."""
+        if not self.tuned():
+            return "no tuning: the settings were given"
+        points = len(self.recipe.grid(self.tuned()[0]))
+        return (
+            f"each optimizer's {points} grid points trained from seed {TUNING_SEED} for "
+            f"{self.tuning_budget()}; the lowest final validation loss is taken"
+        )
+
+
+def compare(
+    plan: Plan, splits: Splits, results: Results, watch: Watch, stop: Callable[[], bool]
+) -> Status:
+    """Carry a plan out, leaving what an earlier call finished.
+
+    Optimizers take turns within a seed, so that a busy machine slows all of them alike.
+
+    Returns:
+        ``"finished"``, or ``"interrupted"`` when ``stop`` said so.
+    """
+    chosen: dict[str, dict[str, Any]] = {}
+    for name in plan.optimizers:
+        if name in plan.settings:
+            found = complete(name, plan.settings[name])
+        else:
+            index = _tune(plan, name, splits, results, watch, stop)
+            if stop():
+                return "interrupted"
+            if index is None:
+                watch.say(f"{name}: every point of its grid diverged; it is left out")
+                continue
+            found = complete(name, plan.recipe.grid(name)[index])
+            watch.say(_announcement(name, plan.recipe.grid(name), index))
+        chosen[name] = found
+        results.update_manifest(tuned=chosen)
+    for seed in plan.seeds:
+        for name, settings in chosen.items():
+            run = Run(plan.recipe, name, settings, seed, plan.budget)
+            place = results.run(name, seed)
+            if is_over(place.status()):
+                watch.skip(run)
+            elif carry_out(run, splits, place, watch, stop) == "interrupted":
+                return "interrupted"
+    return "finished"
+
+
+def _tune(
+    plan: Plan,
+    name: str,
+    splits: Splits,
+    results: Results,
+    watch: Watch,
+    stop: Callable[[], bool],
+) -> int | None:
+    """The best point of an optimizer's grid; None if all diverged, or when stopped."""
+    losses: list[float | None] = []
+    for index, settings in enumerate(plan.recipe.grid(name)):
+        run = Run(plan.recipe, name, settings, TUNING_SEED, plan.tuning_budget(), tuning=True)
+        place = results.tuning(name, index)
+        if is_over(place.status()):
+            watch.skip(run)
+        elif carry_out(run, splits, place, watch, stop) == "interrupted":
+            return None
+        finished = place.status()["status"] == "finished"
+        losses.append(place.rows()[-1]["validation_loss"] if finished else None)
+    return best_index(losses)
+
+
+def best_index(losses: Sequence[float | None]) -> int | None:
+    """The first of the lowest losses, those that are None left out; None if there is none."""
+    found = [(loss, index) for index, loss in enumerate(losses) if loss is not None]
+    return min(found)[1] if found else None
+
+
+def on_edge(grid: Sequence[Settings], index: int) -> list[str]:
+    """Settings whose chosen value is the lowest or highest of the three or more tried.
+
+    >>> on_edge([{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}], 2)
+    ['lr']
+    """
+    edges = []
+    for key, value in grid[index].items():
+        tried = sorted({float(point[key]) for point in grid if not isinstance(point[key], str)})
+        if len(tried) >= 3 and value in (tried[0], tried[-1]):
+            edges.append(key)
+    return edges
+
+
+def _announcement(name: str, grid: Sequence[Settings], index: int) -> str:
+    listed = ", ".join(f"{key} {value}" for key, value in grid[index].items())
+    edges = on_edge(grid, index)
+    hint = f" (on the edge of the grid: {', '.join(edges)})" if edges else ""
+    return f"{name}: {listed} is the best of {len(grid)}{hint}"

@@ -1,0 +1,134 @@
+"""The data sets: tensors in memory, under the name they must be labelled with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from natgrad.lab.errors import DataMissingError
+from natgrad.lab.images import ImageSet, read_images
+
+__all__ = ["DIGITS", "MNIST", "MNIST_PIXELS", "DataSet", "Pair", "Splits"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Inputs ``[n, ...]`` and their targets ``[n, ...]``."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def first(self, count: int) -> Pair:
+        """The first ``count`` examples."""
+        return Pair(self.inputs[:count], self.targets[:count])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set in memory.
+
+    Attributes:
+        train: what is trained on.
+        validation: what settings are picked on.
+        test: what nothing is picked on.
+        source: where the bytes came from.
+    """
+
+    train: Pair
+    validation: Pair
+    test: Pair
+    source: str
+
+    def sizes(self) -> dict[str, int]:
+        """Examples in each split."""
+        return {
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "test": len(self.test),
+        }
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that can be loaded.
+
+    Attributes:
+        name: the name every figure made from it carries.
+        split: the rule of the split, in words.
+        load: reads it, from the folder of local data sets if one is given.
+    """
+
+    name: str
+    split: str
+    load: Callable[[Path | None], Splits]
+
+
+def _digits(folder: Path | None) -> Splits:
+    """1,797 8x8 digits that come with scikit-learn, shuffled with a fixed seed."""
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as missing:
+        raise DataMissingError(
+            'the bundled digits come with scikit-learn: pip install "natgrad[lab]"'
+        ) from missing
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(images))
+    pixels = torch.from_numpy((images[order] / 16).astype(np.float32))
+    pair = Pair(pixels, torch.from_numpy(labels[order].astype(np.int64)))
+    return _cut(pair, held_out=300, source="bundled with scikit-learn")
+
+
+def _cut(pair: Pair, held_out: int, source: str) -> Splits:
+    """The last ``held_out`` examples for the test, as many before them for validation."""
+    x, y, n = pair.inputs, pair.targets, len(pair)
+    a, b = n - 2 * held_out, n - held_out
+    return Splits(Pair(x[:a], y[:a]), Pair(x[a:b], y[a:b]), Pair(x[b:], y[b:]), source)
+
+
+MNIST_IMAGES = ImageSet(folder="mnist", hub="ylecun/mnist", mode="L")
+MNIST_VALIDATION = 10_000
+
+
+def _mnist(folder: Path | None) -> Splits:
+    train, test = read_images(MNIST_IMAGES, ("train", "test"), folder)
+    x, y = _pixels(train.images), torch.from_numpy(train.labels)
+    kept = len(x) - min(MNIST_VALIDATION, len(x) // 6)  # a sixth, for sets cut down in tests
+    return Splits(
+        Pair(x[:kept], y[:kept]),
+        Pair(x[kept:], y[kept:]),
+        Pair(_pixels(test.images), torch.from_numpy(test.labels)),
+        f"{train.source}; {test.source}",
+    )
+
+
+def _mnist_pixels(folder: Path | None) -> Splits:
+    splits = _mnist(folder)
+    train, validation, test = (
+        Pair(pair.inputs, pair.inputs) for pair in (splits.train, splits.validation, splits.test)
+    )
+    return Splits(train, validation, test, splits.source)
+
+
+def _pixels(images: NDArray[np.uint8]) -> Tensor:
+    """Grey images ``[n, h, w]`` as rows in [0, 1], ``[n, h w]``."""
+    return torch.from_numpy(images.reshape(len(images), -1).astype(np.float32) / 255)
+
+
+DIGITS = DataSet(
+    "scikit-learn digits (8x8)",
+    "1,197 / 300 / 300 after one shuffle with a fixed seed",
+    _digits,
+)
+MNIST_SPLIT = "the last 10,000 of the 60,000 training images are the validation set"
+MNIST = DataSet("MNIST", MNIST_SPLIT, _mnist)
+#: MNIST with the images themselves as targets
+MNIST_PIXELS = DataSet("MNIST", MNIST_SPLIT, _mnist_pixels)

@@ -1,0 +1,175 @@
+"""The results folder: a manifest, and one folder per run with its rows and its checkpoint.
+
+```
+DIR/manifest.json                         what was run, with which settings, where
+DIR/tuning/<optimizer>/<index>/           one run per point of the grid
+DIR/runs/<optimizer>/seed<k>/
+    rows.jsonl                            one JSON object per evaluation
+    run.json                              status and settings of the run
+    checkpoint.pt                         while it is unfinished
+    weights.pt                            the trained network's state_dict (runs only)
+```
+
+Every file but ``rows.jsonl`` is replaced whole; rows are appended line by line, so that a kill
+costs at most the line being written, which readers skip.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from natgrad.lab.errors import LabError, UsageError
+
+__all__ = ["SCHEMA", "Results", "RunFolder", "open_results", "read_rows"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    def status(self) -> dict[str, Any]:
+        """What ``run.json`` says; empty for a run that never began."""
+        return _read_json(self.path / "run.json")
+
+    def set_status(self, status: Mapping[str, Any]) -> None:
+        """Replace ``run.json``."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write_json(self.path / "run.json", status)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one evaluation."""
+        with (self.path / "rows.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def set_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace all evaluations, to go on from an earlier point."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        _replace(self.path / "rows.jsonl", lambda file: file.write(text.encode()))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All evaluations so far."""
+        return read_rows(self.path / "rows.jsonl")
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint."""
+        _replace(self.path / "checkpoint.pt", lambda file: torch.save(dict(state), file))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint, if there is one.
+
+        Raises:
+            LabError: it can't be read.
+        """
+        path = self.path / "checkpoint.pt"
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise LabError(f"{path} is damaged; delete it to start this run again") from error
+        return state
+
+    def save_weights(self, state: Mapping[str, Any]) -> None:
+        """Write the trained network."""
+        _replace(self.path / "weights.pt", lambda file: torch.save(dict(state), file))
+
+    def drop_checkpoint(self) -> None:
+        """Remove the checkpoint of a run that is over."""
+        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A results folder."""
+
+    path: Path
+
+    def manifest(self) -> dict[str, Any]:
+        """What ``manifest.json`` says; empty if there is none."""
+        return _read_json(self.path / "manifest.json")
+
+    def update_manifest(self, **entries: Any) -> None:
+        """Replace entries of the manifest, keep the others."""
+        _write_json(self.path / "manifest.json", {**self.manifest(), **entries})
+
+    def run(self, optimizer: str, seed: int) -> RunFolder:
+        """The folder of a run that counts."""
+        return RunFolder(self.path / "runs" / optimizer / f"seed{seed}")
+
+    def tuning(self, optimizer: str, index: int) -> RunFolder:
+        """The folder of a run at one point of the grid."""
+        return RunFolder(self.path / "tuning" / optimizer / str(index))
+
+
+def open_results(path: Path, *, resume: bool) -> Results:
+    """A new results folder, or one to go on with.
+
+    Raises:
+        UsageError: it holds something already and ``resume`` was not asked for, or the reverse.
+        LabError: it can't be written.
+    """
+    results = Results(path)
+    try:
+        if resume:
+            if not results.manifest():
+                raise UsageError(f"nothing to resume in {path}: it has no manifest.json")
+        elif path.is_dir() and any(path.iterdir()):
+            raise UsageError(f"{path} is not empty; add --resume to go on, or name another --out")
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise LabError(f"can't write results to {path}: {error.strerror}") from error
+    return results
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; an incomplete last line is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise LabError(f"{path} is damaged: {error}") from error
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    _replace(path, lambda file: file.write(text.encode()))
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file beside the old one, then put it in its place in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

@@ -1,0 +1,115 @@
+"""What a results folder says of itself, and the plan read back from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from natgrad.lab import provenance
+from natgrad.lab.comparison import Plan
+from natgrad.lab.data import Splits
+from natgrad.lab.errors import LabError, UsageError
+from natgrad.lab.folder import SCHEMA
+from natgrad.lab.recipe import Recipe, load
+from natgrad.lab.training import Budget
+
+__all__ = ["check_unchanged", "describe", "plan_of", "written"]
+
+
+def written(plan: Plan, splits: Splits) -> dict[str, Any]:
+    """The manifest of a plan that is about to be carried out."""
+    return {
+        "schema": SCHEMA,
+        **describe(plan, splits),
+        "tuned": {},
+        "command": provenance.command(),
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+        "git": provenance.git(),
+        "started": provenance.now(),
+        "finished": None,
+        "status": "running",
+    }
+
+
+def describe(plan: Plan, splits: Splits) -> dict[str, Any]:
+    """The entries that must not change between start and resume."""
+    recipe = plan.recipe
+    return {
+        "recipe": _of_recipe(recipe),
+        "metric": {
+            "name": recipe.metric.name,
+            "unit": recipe.metric.unit,
+            "better": recipe.metric.better,
+        },
+        "data": {
+            "name": recipe.data.name,
+            "source": splits.source,
+            "split": recipe.data.split,
+            "sizes": splits.sizes(),
+            "train_evaluated": min(recipe.train_evaluated, len(splits.train)),
+        },
+        "budget": _of_budget(plan.budget),
+        "optimizers": list(plan.optimizers),
+        "seeds": list(plan.seeds),
+        "grids": {name: [dict(point) for point in recipe.grid(name)] for name in plan.tuned()},
+        "settings": {name: dict(settings) for name, settings in plan.settings.items()},
+        "tuning_rule": plan.rule(),
+        "tuning_budget": _of_budget(plan.tuning_budget()) if plan.tuned() else None,
+    }
+
+
+def _of_recipe(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "title": recipe.title,
+        "source": recipe.source,
+        "paper_numbers": dict(recipe.paper_numbers),
+        "differs": recipe.differs,
+        "batch_size": recipe.batch_size,
+        "l2": recipe.l2,
+        "network": recipe.architecture,
+        "likelihood": type(recipe.likelihood).__name__,
+        "parameters": sum(p.numel() for p in recipe.network().parameters()),
+    }
+
+
+def _of_budget(budget: Budget) -> dict[str, float | None]:
+    return {"epochs": budget.epochs, "seconds": budget.seconds}
+
+
+def plan_of(manifest: Mapping[str, Any]) -> Plan:
+    """The plan that a manifest records.
+
+    Raises:
+        LabError: it was written by another version of the lab.
+        UsageError: its recipe is no longer there.
+    """
+    if manifest.get("schema") != SCHEMA:
+        raise LabError(f"the manifest has schema {manifest.get('schema')}, this is {SCHEMA}")
+    return Plan(
+        load(manifest["recipe"]["name"]),
+        tuple(manifest["optimizers"]),
+        tuple(manifest["seeds"]),
+        Budget(**manifest["budget"]),
+        manifest["settings"],
+    )
+
+
+def check_unchanged(manifest: Mapping[str, Any], plan: Plan, splits: Splits) -> None:
+    """Refuse to go on with other conditions than those of the start.
+
+    Raises:
+        UsageError: names the first entry that differs.
+    """
+    for key, now in describe(plan, splits).items():
+        if manifest.get(key) != now:
+            raise UsageError(
+                f"can't resume: {key} was {_short(manifest.get(key))} at the start and is "
+                f"{_short(now)} now; start anew in another folder"
+            )
+
+
+def _short(value: object, limit: int = 200) -> str:
+    text = str(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,47 @@
+"""The demo: scikit-learn's bundled digits, nothing to download."""
+
+from functools import partial
+
+from natgrad.lab.data import DIGITS
+from natgrad.lab.metrics import ACCURACY
+from natgrad.lab.networks import mlp
+from natgrad.lab.recipe import Recipe
+from natgrad.likelihood import Categorical
+
+RECIPE = Recipe(
+    name="digits-mlp",
+    title="A small MLP on the digits bundled with scikit-learn",
+    source="the demo; no paper",
+    architecture="64-64-64-10, ReLU",
+    data=DIGITS,
+    network=partial(mlp, (64, 64, 64, 10)),
+    likelihood=Categorical(),
+    metric=ACCURACY,
+    batch_size=50,
+    l2=1e-3,
+    epochs=30,
+    tuning_epochs=30,
+    evaluations_per_epoch=1,
+    grids={
+        "sgd": [{"lr": lr} for lr in (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)],
+        "adam": [{"lr": lr} for lr in (3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03)],
+        "adamw": [
+            {"lr": lr, "weight_decay": decay}
+            for lr in (1e-3, 3e-3, 0.01, 0.03)
+            for decay in (0.01, 0.1)
+        ],
+        "muon": [{"lr": lr} for lr in (3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03)],
+        "kfac": [
+            {"lr": lr, "damping": damping}
+            for lr in (0.003, 0.01, 0.03, 0.1)
+            for damping in (0.01, 0.1)
+        ],
+    },
+    settings={
+        "sgd": {"lr": 0.1},
+        "adam": {"lr": 3e-3},
+        "adamw": {"lr": 3e-3, "weight_decay": 0.01},
+        "muon": {"lr": 3e-3},
+        "kfac": {"lr": 0.03, "damping": 0.1},
+    },
+)

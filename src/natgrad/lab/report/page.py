@@ -1,0 +1,176 @@
+"""The report: one self-contained HTML page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from natgrad.lab.report import figures, tables
+from natgrad.lab.report.headline import headline
+from natgrad.lab.report.read import Quantity, Results
+from natgrad.lab.report.summary import Summary
+from natgrad.lab.report.text import NOTHING, display_name, fixed, plain_value, without_paths
+from natgrad.lab.report.tuning import grids
+
+_PRIVATE = {"host", "hostname", "node", "user", "cwd", "path", "executable"}
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One number of the source paper, with ours where there is a counterpart."""
+
+    what: str
+    paper: str
+    ours: str
+    difference: str
+
+
+def page(results: Results, summary: Summary) -> str:
+    """Return the report as HTML.
+
+    Args:
+        results: The results.
+        summary: Their summary.
+
+    Returns:
+        A page that needs nothing beside it: styles and figures are inside.
+    """
+    environment = Environment(
+        loader=PackageLoader("natgrad.lab.report", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["linked"] = linked
+    environment.filters["plain"] = plain_value
+    recipe = {**dict.fromkeys(("name", "source", "differs")), **results.part("recipe")}
+    return environment.get_template("page.html.j2").render(
+        summary=summary,
+        recipe=recipe,
+        headline=headline(summary),
+        tables=[
+            ("What it took to reach the target", tables.cost_columns(summary)),
+            ("Where training ended", tables.final_columns(summary)),
+        ],
+        notes=tables.notes(summary),
+        legend=[(name, Markup(svg)) for name, svg in figures.page_legend(results.optimizers)],
+        panels=[Markup(drawing.svg) for drawing in figures.page_panels(results, summary)],
+        caption=figures.CAPTION,
+        grids=grids(results),
+        tuning_rule=without_paths(str(results.manifest.get("tuning_rule") or "")),
+        settings=_settings(results),
+        facts=_facts(results),
+        paper=paper_rows(results.part("recipe").get("paper_numbers"), summary),
+        provenance=_provenance(results),
+        command=without_paths(str(results.manifest.get("command") or "")),
+    )
+
+
+def paper_rows(numbers: Any, summary: Summary) -> list[PaperRow]:
+    """Set the numbers of the paper beside ours.
+
+    A number whose name holds an optimizer of the comparison is set against its test metric, or
+    against what the name says: "kfac validation accuracy", "sgd test loss".
+    """
+    if not isinstance(numbers, Mapping):
+        return []
+    return [_paper_row(str(what), value, summary) for what, value in numbers.items()]
+
+
+def linked(text: str) -> Markup:
+    """Return text as HTML, its web addresses and arXiv numbers as links."""
+    pattern = re.compile(r"(https?://[^\s<>\"]*[^\s<>\".,;)])|arXiv:\s?(\d{4}\.\d{4,5})", re.I)
+    parts, end = [Markup("")], 0
+    for match in pattern.finditer(text):
+        address = match[1] or f"https://arxiv.org/abs/{match[2]}"
+        parts.append(escape(text[end : match.start()]))
+        parts.append(Markup('<a href="{}">{}</a>').format(address, match[0]))
+        end = match.end()
+    return Markup("").join([*parts, escape(text[end:])])
+
+
+def _paper_row(what: str, value: Any, summary: Summary) -> PaperRow:
+    words = re.split(r"[^a-z0-9+]+", what.lower())
+    entry = next((e for e in summary.entries if e.optimizer.lower() in words), None)
+    part = next((p for p in ("train", "validation") if p in words), "test")
+    kind = "loss" if "loss" in words else "metric"
+    key: Quantity = f"{part}_{kind}"  # type: ignore[assignment]
+    ours = entry.final.get(key) if entry else None
+    name = display_name(what) if entry and what.lower() == entry.optimizer else what
+    if ours is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+        return PaperRow(name, plain_value(value), NOTHING, NOTHING)
+    places = 2 if kind == "metric" else 4
+    spread = f" ± {ours.sd:.{places}f}" if ours.sd is not None else ""
+    return PaperRow(
+        what=name,
+        paper=plain_value(value),
+        ours=fixed(ours.mean, places) + spread,
+        difference=f"{ours.mean - value:+.{places}f}",
+    )
+
+
+def _settings(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
+    tuned = results.part("tuned")
+    used = {
+        name: next((run.settings for run in runs if run.settings), tuned.get(name) or {})
+        for name, runs in results.runs.items()
+    }
+    return [(display_name(name), settings) for name, settings in used.items()]
+
+
+def _facts(results: Results) -> list[tuple[str, str]]:
+    recipe, data = results.part("recipe"), results.part("data")
+    facts = {
+        "Data": " from ".join(str(data[key]) for key in ("name", "source") if data.get(key)),
+        "Examples": _examples(data),
+        "Split": data.get("split"),
+        "Network": recipe.get("network"),
+        "Parameters": recipe.get("parameters"),
+        "Likelihood": recipe.get("likelihood"),
+        "Batch size": recipe.get("batch_size"),
+        "L2 penalty": recipe.get("l2"),
+        "Budget per run": _budget(results.part("budget")),
+        "Budget per tuning run": _budget(results.part("tuning_budget")),
+        "Seeds": ", ".join(map(str, results.seeds)),
+    }
+    return [(key, plain_value(value)) for key, value in facts.items() if value not in (None, "")]
+
+
+def _examples(data: Mapping[str, Any]) -> str:
+    sizes = data.get("sizes")
+    if not isinstance(sizes, Mapping):
+        return ""
+    text = ", ".join(f"{part} {size}" for part, size in sizes.items())
+    measured = data.get("train_evaluated")
+    if measured is None or measured == sizes.get("train"):
+        return text
+    return f"{text}; train figures are measured on the first {measured} of the training set"
+
+
+def _budget(budget: Mapping[str, Any]) -> str:
+    units = {"epochs": "epochs", "seconds": "seconds of training steps"}
+    return " or ".join(f"{budget[key]:g} {unit}" for key, unit in units.items() if budget.get(key))
+
+
+def _provenance(results: Results) -> list[tuple[str, str]]:
+    git = results.part("git")
+    dirty = " with uncommitted changes" if git.get("dirty") else ""
+    revision = f"{git['revision']}{dirty}" if git.get("revision") else ""
+    facts = [
+        ("Started", results.manifest.get("started")),
+        ("Finished", results.manifest.get("finished")),
+        ("Revision", revision),
+        *((key, value) for key, value in results.part("versions").items()),
+        *((key, value) for key, value in results.part("machine").items()),
+    ]
+    return [
+        (key.replace("_gib", " [GiB]").replace("_", " "), plain_value(value))
+        for key, value in facts
+        if value not in (None, "") and key.lower() not in _PRIVATE
+    ]

@@ -1,0 +1,133 @@
+"""The tuning grid of an optimizer, with what every point of it reached on the validation set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from natgrad.lab.report.read import Results, Run
+from natgrad.lab.report.text import NOTHING, display_name, plain_value, significant
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """One point of a grid.
+
+    Attributes:
+        cells: The values of the settings that the grid varies, as text.
+        loss: Its final validation loss, as text, or how it ended.
+        chosen: Whether the runs that count used it.
+        shade: 1 for the lowest loss of the grid, 0 for the highest and for those without one.
+    """
+
+    cells: tuple[str, ...]
+    loss: str
+    chosen: bool
+    shade: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid of one optimizer.
+
+    Attributes:
+        name: The optimizer's name as the field writes it.
+        keys: The settings that the grid varies.
+        points: Its points, in the order of the settings.
+        constant: The settings that all points share, as text.
+        edges: What lies at the end of the grid, as sentences: a wider one might do better.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    points: tuple[GridPoint, ...]
+    constant: Mapping[str, str]
+    edges: tuple[str, ...]
+
+
+def grids(results: Results) -> list[Grid]:
+    """Return the grid of every optimizer that has one."""
+    stated = results.part("grids")
+    made = []
+    for optimizer in results.optimizers:
+        runs = results.tuning.get(optimizer, {})
+        entries = stated.get(optimizer)
+        settings = {i: dict(point) for i, point in enumerate(entries or [])}
+        settings = settings or {i: dict(run.settings) for i, run in sorted(runs.items())}
+        if settings:
+            chosen = results.part("tuned").get(optimizer)
+            made.append(_grid(optimizer, settings, runs, chosen))
+    return made
+
+
+def edges(
+    settings: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], keys: Sequence[str]
+) -> list[str]:
+    """Say which of the chosen settings lie at an end of their range of at least three values."""
+    sentences = []
+    for key in keys:
+        values = sorted({float(s[key]) for s in settings if _is_number(s.get(key))})
+        value = chosen.get(key)
+        if len(values) < 3 or not _is_number(value):
+            continue
+        if value in (values[0], values[-1]):
+            end = "lower" if value == values[0] else "upper"
+            sentences.append(
+                f"{key} {plain_value(value)} is the {end} end of the grid; a wider one might do "
+                "better."
+            )
+    return sentences
+
+
+def _grid(
+    optimizer: str, settings: Mapping[int, dict[str, Any]], runs: Mapping[int, Run], chosen: Any
+) -> Grid:
+    everything = list(settings.values())
+    names = list(dict.fromkeys(key for point in everything for key in point))
+    keys = tuple(name for name in names if len({str(p.get(name)) for p in everything}) > 1)
+    losses = {i: _loss(runs.get(i)) for i in settings}
+    order = sorted(settings, key=lambda i: [_rank(settings[i].get(key)) for key in keys])
+    chosen = chosen if isinstance(chosen, Mapping) else {}
+    points = tuple(
+        GridPoint(
+            cells=tuple(plain_value(settings[i].get(key)) for key in keys),
+            loss=_loss_text(losses[i], runs.get(i)),
+            chosen=bool(chosen) and all(chosen.get(k) == v for k, v in settings[i].items()),
+            shade=_shade(losses[i], list(losses.values())),
+        )
+        for i in order
+    )
+    constant = {n: plain_value(everything[0].get(n)) for n in names if n not in keys}
+    notes = tuple(edges(everything, chosen, keys))
+    return Grid(display_name(optimizer), keys, points, constant, notes)
+
+
+def _loss(run: Run | None) -> float:
+    if run is None or run.status == "diverged":
+        return math.nan
+    return run.final("validation_loss")
+
+
+def _loss_text(loss: float, run: Run | None) -> str:
+    if run is None or not run.rows:
+        return NOTHING if run is None or run.status != "diverged" else "diverged"
+    if run.status in ("running", "interrupted"):
+        return f"{significant(loss, 4)} (not finished)"
+    return significant(loss, 4) if math.isfinite(loss) else "diverged"
+
+
+def _shade(loss: float, losses: Sequence[float]) -> float:
+    known = [math.log(value) for value in losses if math.isfinite(value) and value > 0]
+    if not math.isfinite(loss) or loss <= 0 or len(known) < 2 or max(known) == min(known):
+        return 0.0
+    return round((max(known) - math.log(loss)) / (max(known) - min(known)), 3)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _rank(value: Any) -> tuple[int, float, str]:
+    return (0, float(value), "") if _is_number(value) else (1, 0.0, str(value))

@@ -1,0 +1,194 @@
+"""Carrying a run through to its end: curve, checkpoints, and stopping between two steps."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType, TracebackType
+from typing import Any, Literal, Protocol, TypeAlias
+
+from natgrad.lab import provenance
+from natgrad.lab.data import Splits
+from natgrad.lab.folder import RunFolder
+from natgrad.lab.optimizers import complete
+from natgrad.lab.training import Run, Training, finite
+
+__all__ = ["Interruption", "Silent", "Status", "Watch", "carry_out", "is_over"]
+
+CHECKPOINT_EVERY_S = 2.0
+Status: TypeAlias = Literal["running", "finished", "diverged", "interrupted"]
+Row: TypeAlias = Mapping[str, Any]
+
+
+class Watch(Protocol):
+    """Is told what happens; the progress displays are such."""
+
+    def begin(self, training: Training) -> None:
+        """A run begins, or goes on."""
+
+    def advance(self, training: Training, loss: float) -> None:
+        """A step was made. Called after every one, so it must be quick."""
+
+    def evaluated(self, training: Training, row: Row) -> None:
+        """The curve got a point."""
+
+    def end(self, training: Training, status: Status) -> None:
+        """The run is over, or interrupted."""
+
+    def skip(self, run: Run) -> None:
+        """A run was over before."""
+
+    def say(self, message: str) -> None:
+        """Something the user should read."""
+
+
+class Silent:
+    """A watch that shows nothing."""
+
+    def begin(self, training: Training) -> None:
+        """Nothing."""
+
+    def advance(self, training: Training, loss: float) -> None:
+        """Nothing."""
+
+    def evaluated(self, training: Training, row: Row) -> None:
+        """Nothing."""
+
+    def end(self, training: Training, status: Status) -> None:
+        """Nothing."""
+
+    def skip(self, run: Run) -> None:
+        """Nothing."""
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+
+class Interruption:
+    """Turns the first Ctrl-C (or SIGTERM) into a question asked between steps.
+
+    ``with Interruption() as stop: ... if stop(): ...``; a second Ctrl-C acts at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        """Whether to stop at the next opportunity."""
+        return self.asked
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def is_over(status: Mapping[str, Any]) -> bool:
+    """Whether a run's ``run.json`` says that nothing is left to do."""
+    return status.get("status") in ("finished", "diverged")
+
+
+def carry_out(
+    run: Run,
+    splits: Splits,
+    place: RunFolder,
+    watch: Watch,
+    stop: Callable[[], bool],
+    checkpoint_every: float = CHECKPOINT_EVERY_S,
+) -> Status:
+    """Train a run to the end of its budget, from its checkpoint if there is one.
+
+    Args:
+        run: what to train.
+        splits: the data.
+        place: where its files are.
+        watch: is told of every step.
+        stop: asked between steps; if it says so, the run is saved and left.
+        checkpoint_every: seconds that must lie between the checkpoints at the ends of epochs.
+
+    Returns:
+        How the run ended: its budget is used up, its loss is no longer finite, or ``stop``.
+    """
+    training = Training(run, splits)
+    checkpoint = place.load_checkpoint()
+    if checkpoint is not None:
+        training.load_state_dict(checkpoint)
+    place.set_rows(training.rows)
+    _note(place, training, "running")
+    watch.begin(training)
+    status = _loop(training, place, watch, stop, checkpoint_every)
+    if status == "interrupted":
+        place.save_checkpoint(training.state_dict())
+    _note(place, training, status)
+    if status != "interrupted":
+        if status == "finished" and not run.tuning:
+            place.save_weights(training.model.state_dict())
+        place.drop_checkpoint()
+    watch.end(training, status)
+    return status
+
+
+def _loop(
+    training: Training,
+    place: RunFolder,
+    watch: Watch,
+    stop: Callable[[], bool],
+    checkpoint_every: float,
+) -> Status:
+    saved = time.monotonic()
+    while True:
+        over = training.used >= 1
+        if training.due(last=over):
+            row = training.evaluate()
+            if not finite(row):
+                return "diverged"
+            place.append(row)
+            watch.evaluated(training, row)
+        if over:
+            return "finished"
+        if stop():
+            return "interrupted"
+        ended_epoch = training.update and training.update % training.updates_per_epoch == 0
+        if ended_epoch and time.monotonic() - saved >= checkpoint_every:
+            place.save_checkpoint(training.state_dict())
+            saved = time.monotonic()
+        loss = training.step()
+        if not math.isfinite(loss):
+            return "diverged"
+        watch.advance(training, loss)
+
+
+def _note(place: RunFolder, training: Training, status: Status) -> None:
+    run = training.run
+    place.set_status(
+        {
+            "status": status,
+            "optimizer": run.optimizer,
+            "seed": run.seed,
+            "settings": complete(run.optimizer, run.settings),
+            "update": training.update,
+            "epoch": training.epoch,
+            "seconds": training.seconds,
+            "time": provenance.now(),
+        }
+    )

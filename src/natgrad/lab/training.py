@@ -1,0 +1,225 @@
+"""One run: a network trained by one optimizer from one seed, with its curve.
+
+Everything but the optimizer is the same for all optimizers: the initial weights are a function of
+the seed, the order of the data one of seed and epoch, and the L2 penalty is part of the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from natgrad.lab.data import Pair, Splits
+from natgrad.lab.errors import UsageError
+from natgrad.lab.metrics import Metric
+from natgrad.lab.optimizers import Settings, Task, build, complete
+from natgrad.lab.recipe import Recipe
+from natgrad.likelihood import Likelihood
+
+__all__ = ["Budget", "Run", "Training", "data_order", "evaluate"]
+
+EVALUATED_AT_ONCE = 2_000
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run lasts: passes over the training data, or seconds of training steps."""
+
+    epochs: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        given = self.epochs if self.seconds is None else self.seconds
+        if given is None or (self.epochs is not None and self.seconds is not None):
+            raise UsageError("the budget is either --epochs or --seconds")
+        if not given > 0:
+            raise UsageError(f"the budget must be positive, got {given:g}")
+
+    def used(self, epochs: float, seconds: float) -> float:
+        """The share of the budget that is used up, 1 at its end."""
+        return epochs / self.epochs if self.epochs else seconds / (self.seconds or math.inf)
+
+    def share(self, fraction: float) -> Budget:
+        """A part of this budget."""
+        if self.epochs is not None:
+            return Budget(epochs=self.epochs * fraction)
+        return Budget(seconds=(self.seconds or 0.0) * fraction)
+
+    def __str__(self) -> str:
+        return f"{self.epochs:g} epochs" if self.epochs else f"{self.seconds:g} seconds"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained: one optimizer with its settings, from one seed, for a budget."""
+
+    recipe: Recipe
+    optimizer: str
+    settings: Settings
+    seed: int
+    budget: Budget
+    tuning: bool = False
+
+    def __str__(self) -> str:
+        if not self.tuning:
+            return f"{self.optimizer} seed {self.seed}"
+        listed = " ".join(f"{key}={value}" for key, value in self.settings.items())
+        return f"tuning {self.optimizer} {listed}"
+
+
+class Training:
+    """A run in progress: can be stepped, evaluated, saved and loaded between any two steps.
+
+    Args:
+        run: what to train.
+        splits: the data; rows of a tuning run never see its test part.
+
+    Raises:
+        UsageError: the optimizer refuses its settings.
+    """
+
+    def __init__(self, run: Run, splits: Splits) -> None:
+        self.run, self.splits = run, splits
+        torch.manual_seed(run.seed)
+        self.model = run.recipe.network()
+        task = Task(self.model, run.recipe.likelihood, run.seed)
+        self.optimizer = build(run.optimizer, task, run.settings)
+        self.penalised = [p for p in self.model.parameters() if p.ndim > 1]
+        self.update, self.seconds = 0, 0.0
+        self.rows: list[dict[str, Any]] = []
+        self.updates_per_epoch = math.ceil(len(splits.train) / run.recipe.batch_size)
+        self._order: tuple[int, Tensor] | None = None
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training data so far."""
+        return self.update / self.updates_per_epoch
+
+    @property
+    def used(self) -> float:
+        """The share of the budget that is used up."""
+        return self.run.budget.used(self.epoch, self.seconds)
+
+    def step(self) -> float:
+        """One update, on the clock.
+
+        Returns:
+            The loss of the batch before the update; where that is not finite, there is none.
+        """
+        begin = time.perf_counter()
+        x, y = self._batch()
+        self.optimizer.zero_grad()
+        loss = self.run.recipe.likelihood.nll(self.model(x), y).mean()
+        value = loss.item()
+        if math.isfinite(value):
+            torch.autograd.backward(loss)
+            self._penalise()
+            self.optimizer.step()
+            self.update += 1
+        self.seconds += time.perf_counter() - begin
+        return value
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        epoch, index = divmod(self.update, self.updates_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, data_order(len(self.splits.train), self.run.seed, epoch)
+        size = self.run.recipe.batch_size
+        chosen = self._order[1][index * size : (index + 1) * size]
+        return self.splits.train.inputs[chosen], self.splits.train.targets[chosen]
+
+    def _penalise(self) -> None:
+        """Add the gradient of ``l2 / 2 |W|^2``."""
+        l2 = self.run.recipe.l2
+        if l2:
+            for p in self.penalised:
+                if p.grad is not None:
+                    p.grad.add_(p.detach(), alpha=l2)
+
+    def due(self, *, last: bool = False) -> bool:
+        """Whether the curve wants a point here that it does not have yet; the end always does."""
+        if self.rows and self.rows[-1]["update"] == self.update:
+            return False
+        if last:
+            return True
+        points = self.run.recipe.evaluations_per_epoch
+        scaled = self.update * points
+        return scaled // self.updates_per_epoch > (scaled - points) // self.updates_per_epoch
+
+    def evaluate(self) -> dict[str, Any]:
+        """A point of the curve, off the clock; remembered unless it is not finite."""
+        recipe, row = self.run.recipe, self._row()
+        measured = {
+            "train": self.splits.train.first(recipe.train_evaluated),
+            "validation": self.splits.validation,
+        }
+        if not self.run.tuning:
+            measured["test"] = self.splits.test
+        for split, pair in measured.items():
+            loss, figure = evaluate(self.model, recipe.likelihood, recipe.metric, pair)
+            row |= {f"{split}_loss": loss, f"{split}_metric": figure}
+        if finite(row):
+            self.rows.append(row)
+        return row
+
+    def _row(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.run.optimizer,
+            "seed": self.run.seed,
+            "settings": complete(self.run.optimizer, self.run.settings),
+            "epoch": self.epoch,
+            "update": self.update,
+            "seconds": self.seconds,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values: loads with ``weights_only=True``."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "update": self.update,
+            "seconds": self.seconds,
+            "rows": self.rows,
+            "rng": torch.get_rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on bit-exactly from a saved point."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.update, self.seconds = state["update"], state["seconds"]
+        self.rows = list(state["rows"])
+        torch.set_rng_state(state["rng"])
+
+
+def data_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The order of the training examples in one epoch: a function of seed and epoch alone."""
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(count))
+
+
+def finite(row: Mapping[str, Any]) -> bool:
+    """Whether a point of a curve holds finite figures only."""
+    return all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, likelihood: Likelihood, metric: Metric, pair: Pair
+) -> tuple[float, float]:
+    """Mean negative log-likelihood per example (without the penalty) and the metric of a split."""
+    was_training = model.training
+    model.eval()
+    chunks = [model(x) for x in torch.split(pair.inputs, EVALUATED_AT_ONCE)]
+    model.train(was_training)
+    nll = [
+        likelihood.nll(f, y).double().sum()
+        for f, y in zip(chunks, torch.split(pair.targets, EVALUATED_AT_ONCE), strict=True)
+    ]
+    loss = torch.stack(nll).sum().item() / len(pair)
+    return loss, metric.of(torch.cat(chunks), pair.targets)
