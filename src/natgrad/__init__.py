@@ -2,6 +2,7 @@
 
 from natgrad import blocks, damping
 from natgrad._version import __version__
+from natgrad.fisher import Fisher, fisher
 from natgrad.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from natgrad.optim import KFAC
 from natgrad.preconditioner import Preconditioner
@@ -10,10 +11,12 @@ __all__ = [
     "KFAC",
     "Bernoulli",
     "Categorical",
+    "Fisher",
     "Gaussian",
     "Likelihood",
     "Preconditioner",
     "__version__",
     "blocks",
     "damping",
+    "fisher",
 ]

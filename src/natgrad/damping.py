@@ -72,7 +72,7 @@ def on_eigenvalues(damping: float | Damping) -> float | Damping:
     Raises:
         TypeError: a factored damping without a ``value``.
     """
-    if isinstance(damping, (int, float)) or isinstance(damping, EigenvalueDamping):
+    if isinstance(damping, (int, float, EigenvalueDamping)):
         return damping
     value = getattr(damping, "value", None)
     if not isinstance(value, (int, float)):

@@ -9,7 +9,7 @@ draw from the tap's own generator only, and happen on statistics steps alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -82,6 +82,7 @@ class Tap:
         self.running = False  # whether the backward pass now under way is our own
         self._generator: torch.Generator | None = None
         self._pass: _Pass | None = None
+        self._alone: list[tuple[_Pass, Tensor]] | None = None
         self._handles = list(self._attach())
 
     def _attach(self) -> Iterator[RemovableHandle]:
@@ -102,6 +103,8 @@ class Tap:
         self._pass = _Pass() if self._listens() else None
 
     def _listens(self) -> bool:
+        if self._alone is not None:
+            return True
         recomputing = torch._C._current_graph_task_id() != -1  # checkpointing runs forward again
         return self.active and self.model.training and torch.is_grad_enabled() and not recomputing
 
@@ -121,7 +124,9 @@ class Tap:
         if current is None or self.likelihood is None or output is None:
             return
         f = logits_of(output, self.logits)
-        if f.requires_grad:
+        if self._alone is not None:
+            self._alone.append((current, f))
+        elif f.requires_grad:
             hook = partial(self._score, current, f.detach(), f.output_nr, f._version)
             f.register_hook(hook)  # type: ignore[no-untyped-call]
 
@@ -149,17 +154,23 @@ class Tap:
                 "Fisher matrix can't be taken at them; use an out-of-place operation"
             )
         root = GradientEdge(torch._C._current_autograd_node(), output_nr, None)
+        self._run(current, root, self._output_gradients(f, grad), len(f))
+
+    def _run(
+        self, current: _Pass, root: GradientEdge, columns: Iterable[Tensor], examples: int
+    ) -> None:
+        """Backward passes from the logits for all columns, and one sample for each layer."""
         uses = [use for listed in current.uses.values() for use in listed]
         self.running = True
         try:
-            for column in self._output_gradients(f, grad):
+            for column in columns:
                 _backward(root, column, uses)
         finally:
             self.running = False
         for index, listed in current.uses.items():
             reached = [use for use in listed if use.grads]
             if reached:
-                self.deliver(index, self._sample(self.views[index], reached, len(f)))
+                self.deliver(index, self._sample(self.views[index], reached, examples))
         current.uses.clear()
 
     def _output_gradients(self, f: Tensor, grad: Tensor) -> Iterator[Tensor]:
@@ -178,6 +189,30 @@ class Tap:
         g = torch.cat([torch.stack(columns, dim=-4) for columns in rows], dim=-2)
         weight = next(iter(view.parameters().values()))
         return Sample(a, g).to(statistics_dtype(weight.dtype))
+
+    # without a training loop --------------------------------------------------------------------
+
+    def run(
+        self, forward: Callable[[], Any], columns: Callable[[Tensor], Iterable[Tensor]]
+    ) -> Tensor:
+        """Run the model and our backward passes, whatever mode it is in.
+
+        Args:
+            forward: calls the model.
+            columns: the output gradients to send back, given the logits ``f``.
+
+        Returns:
+            The logits, with their graph.
+        """
+        self._alone = []
+        try:
+            with torch.enable_grad():
+                forward()
+            [(current, f)] = self._alone
+        finally:
+            self._alone = None
+        self._run(current, get_gradient_edge(f), columns(f), len(f))
+        return f
 
     # the generator ------------------------------------------------------------------------------
 

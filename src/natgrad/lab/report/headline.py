@@ -33,7 +33,7 @@ def headline(summary: Summary) -> list[str]:
     others = [entry for entry in done if entry is not hero and entry is not rival]
     if others:
         sentences.append(_others(others))
-    return [*sentences, *_endings(summary, done)]
+    return [*sentences, *_endings(summary, done), *_losses(summary.entries)]
 
 
 def _seconds(entry: OptimizerSummary) -> tuple[float, float]:
@@ -98,6 +98,11 @@ def _others(entries: Sequence[OptimizerSummary]) -> str:
 def _took(entry: OptimizerSummary) -> str:
     seeds = "" if entry.reached == entry.counted else f" ({entry.reached} of {entry.counted} seeds)"
     return f"{entry.name} took {significant(entry.to_target['seconds'])} s{seeds}"
+
+
+def _losses(entries: Sequence[OptimizerSummary]) -> list[str]:
+    lost = [f"{e.diverged} of {e.counted} runs of {e.name}" for e in entries if e.diverged]
+    return [f"Diverged: {listed(lost)}."] if lost else []
 
 
 def _endings(summary: Summary, entries: Sequence[OptimizerSummary]) -> list[str]:
