@@ -2,8 +2,10 @@
 
 from natgrad import blocks, damping
 from natgrad._version import __version__
-from natgrad.fisher import Fisher, fisher
+from natgrad.compare import Comparison, compare
+from natgrad.fisher import fisher
 from natgrad.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
+from natgrad.operator import Fisher
 from natgrad.optim import KFAC
 from natgrad.preconditioner import Preconditioner
 
@@ -11,12 +13,14 @@ __all__ = [
     "KFAC",
     "Bernoulli",
     "Categorical",
+    "Comparison",
     "Fisher",
     "Gaussian",
     "Likelihood",
     "Preconditioner",
     "__version__",
     "blocks",
+    "compare",
     "damping",
     "fisher",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,16 +13,14 @@ from natgrad.batches import Batches, Inputs, Targets
 from natgrad.blocks import Block
 from natgrad.blocks.base import Shared
 from natgrad.damping import Constant
-from natgrad.decompose import decompose
 from natgrad.gather import Gathered, Gatherer, Kind
-from natgrad.layers import LayerView, Uncovered, views_of
+from natgrad.layers import LayerView, views_of
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey
+from natgrad.operator import LIMIT_BYTES, Fisher, Part, check_size, commit, load
 from natgrad.sample import Sample, statistics_dtype
 
-__all__ = ["STRUCTURES", "Fisher", "Part", "fisher"]
-
-LIMIT_BYTES = 2**31  #: the largest dense matrix written out, 2 GiB
+__all__ = ["STRUCTURES", "fisher"]
 
 STRUCTURES: dict[str, type[Block]] = {
     "dense": blocks.Exact,
@@ -34,115 +31,6 @@ STRUCTURES: dict[str, type[Block]] = {
     "tkfac": blocks.TKFAC,
     "tekfac": blocks.TEKFAC,
 }
-
-
-@dataclass(frozen=True)
-class Part:
-    """A diagonal block of the matrix: where its rows are, and what it is.
-
-    ``index [(q,) o, i]`` holds the places of the layer's matrix entries in the vector of all
-    parameters.
-    """
-
-    name: str
-    index: Tensor
-    block: Block
-
-
-class Fisher:
-    """A Fisher matrix ``F [P, P]``, the mean over examples, block-diagonal by layer.
-
-    Rows and columns, and vectors, follow ``torch.nn.utils.parameters_to_vector``. Frozen
-    parameters, and those of modules that no view covers, have zero rows; the latter are listed in
-    :attr:`uncovered`.
-
-    Args:
-        size: number of parameters ``P``.
-        parts: the diagonal blocks.
-        uncovered: modules left out, and why.
-    """
-
-    def __init__(self, size: int, parts: list[Part], uncovered: list[Uncovered]) -> None:
-        self.size, self.parts, self.uncovered = size, parts, uncovered
-
-    def __repr__(self) -> str:
-        kinds = sorted({type(part.block).__name__ for part in self.parts})
-        return f"Fisher({self.size}x{self.size}, {len(self.parts)} blocks: {', '.join(kinds)})"
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(P, P)``."""
-        return self.size, self.size
-
-    @property
-    def blocks(self) -> dict[str, Block]:
-        """The block of each layer, by the layer's name."""
-        return {part.name: part.block for part in self.parts}
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        """``F v`` for ``v [P]`` or ``[P, k]``."""
-        return self._by_part(v, torch.zeros_like(v), lambda block, M: block.product(M))
-
-    def solve(self, v: Tensor, damping: float) -> Tensor:
-        """``(F + damping I)^-1 v`` for ``v [P]`` or ``[P, k]``, exactly, for every structure.
-
-        With ``damping=0`` it is the pseudo-inverse.
-
-        Raises:
-            ValueError: negative damping.
-        """
-        if damping < 0:
-            raise ValueError(f"damping must be >= 0, got {damping}")
-        self._decompose()
-        for part in self.parts:
-            part.block.damping = Constant(damping)
-        rest = v / damping if damping else torch.zeros_like(v)
-        return self._by_part(v, rest, lambda block, M: block.solve(M))
-
-    def _by_part(
-        self, v: Tensor, result: Tensor, apply: Callable[[Block, Tensor], Tensor]
-    ) -> Tensor:
-        if v.shape[0] != self.size or v.ndim > 2:
-            raise ValueError(f"expected a vector [{self.size}] or [{self.size}, k], got {v.shape}")
-        result = result.clone()
-        for part in self.parts:
-            M = v[part.index].movedim(-1, 0) if v.ndim == 2 else v[part.index]
-            solved = apply(part.block, M.to(part.block.dtype)).to(v.dtype)
-            result[part.index] = solved.movedim(0, -1) if v.ndim == 2 else solved
-        return result
-
-    def dense(self, limit: int = LIMIT_BYTES) -> Tensor:
-        """``F`` written out.
-
-        Args:
-            limit: bytes that it may take.
-
-        Raises:
-            ValueError: it would take more; says how much.
-        """
-        dtype, device = self.parts[0].block.dtype, self.parts[0].index.device
-        _check_size(f"the dense {self.size} x {self.size} matrix", self.size, dtype, limit)
-        F = torch.zeros(self.size, self.size, dtype=dtype, device=device)
-        for part in self.parts:
-            index, matrix = part.index.reshape(*part.block.groups, -1), part.block.dense()
-            F[index.unsqueeze(-1), index.unsqueeze(-2)] = matrix
-        return F
-
-    def trace(self) -> Tensor:
-        """``tr F``."""
-        return torch.stack([part.block.trace() for part in self.parts]).sum()
-
-    def eigvalsh(self) -> Tensor:
-        """Eigenvalues, ascending, of the covered parameters' part of ``F``."""
-        return torch.cat([part.block.eigenvalues() for part in self.parts]).sort().values
-
-    def condition_number(self, damping: float = 0.0) -> Tensor:
-        """``(l_max + damping) / (l_min + damping)`` over :meth:`eigvalsh`; inf if singular."""
-        l = self.eigvalsh()
-        return (l[-1] + damping) / (l[0].clamp_min(0) + damping)
-
-    def _decompose(self) -> None:
-        _load([part.block for part in self.parts if not part.block.is_ready])
 
 
 def fisher(
@@ -234,15 +122,15 @@ def _layer_parts(
     for found, _ in gatherer.over(batches):
         for k, sample in found.items():
             parts[k].block.observe(sample)
-            _commit(parts[k].block)
+            commit(parts[k].block)
     _refuse_unseen(parts)
     scaled = {k: part for k, part in enumerate(parts) if part.block.needs_rescale}
     if scaled:
-        _load([part.block for part in scaled.values()])
+        load([part.block for part in scaled.values()])
         for found, _ in gatherer.over(batches):
             for k in found.keys() & scaled.keys():
                 parts[k].block.rescale(found[k])
-                _commit(parts[k].block)
+                commit(parts[k].block)
     return parts
 
 
@@ -252,12 +140,12 @@ def _dense_part(gatherer: Gatherer, batches: Batches, size: int, limit: int) -> 
     indices.append(_places(gatherer.model, gatherer.rest))
     first = next(gatherer.model.parameters())
     dtype = statistics_dtype(first.dtype)
-    _check_size(f"the dense {size} x {size} matrix", size, dtype, limit)
+    check_size(f"the dense {size} x {size} matrix", size, dtype, limit)
     block = blocks.Exact((size, 1), damping=0.0, decay=1.0, dtype=dtype, device=first.device)
     for found in gatherer.over(batches):
         J = _joint_gradients(found, indices, size)
         block.observe(Sample(J.new_ones(J.shape[1], 1, 1), J.unsqueeze(2)))
-        _commit(block)
+        commit(block)
     index = torch.arange(size, device=first.device).unsqueeze(1)
     return Part("", index, block)
 
@@ -316,35 +204,11 @@ def _new_block(block: type[Block], view: LayerView, shared: Shared, limit: int) 
     block = blocks.Exact if view.exact else block
     if issubclass(block, blocks.Exact):
         o, i = view.shape
-        _check_size(f"the exact block of layer {view.name!r}", o * i, dtype, limit)
+        check_size(f"the exact block of layer {view.name!r}", o * i, dtype, limit)
     return block(
         view.shape, groups=view.groups, diagonal_input=view.diagonal_input, damping=Constant(0.0),
         decay=1.0, shared=shared, dtype=dtype, device=weight.device,
     )  # fmt: skip
-
-
-def _commit(block: Block) -> None:
-    for moment in block.moments():
-        moment.commit()
-
-
-def _load(blocks: list[Block]) -> None:
-    """Decompose what the blocks name, stacked by shape.
-
-    Raises:
-        RuntimeError: a decomposition failed, in float64 too.
-    """
-    wanted = [(block, name, f) for block in blocks for name, f in block.factors().items()]
-    results = decompose([factor for _, _, factor in wanted])
-    for block in blocks:
-        mine = {}
-        for (owner, name, factor), result in zip(wanted, results, strict=True):
-            if owner is block and result is None:
-                size = tuple(factor.matrix.shape)
-                raise RuntimeError(f"decomposition of factor {name} {size} failed: not finite?")
-            if owner is block and result is not None:
-                mine[name] = result
-        block.load(mine)
 
 
 def _refuse_unseen(parts: list[Part]) -> None:
@@ -353,13 +217,4 @@ def _refuse_unseen(parts: list[Part]) -> None:
         raise ValueError(
             f"no gradient reached layers {', '.join(unseen)}: they take no part in the logits "
             "(or their forward was bypassed); freeze them, or leave them out of the model"
-        )
-
-
-def _check_size(what: str, dim: int, dtype: torch.dtype, limit: int) -> None:
-    needed = dim * dim * torch.finfo(dtype).bits // 8
-    if needed > limit:
-        raise ValueError(
-            f"{what} would take {needed / 2**30:.1f} GiB, beyond the limit of "
-            f"{limit / 2**30:.1f} GiB; raise limit=, or use a structure that is not written out"
         )

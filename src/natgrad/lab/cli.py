@@ -202,10 +202,12 @@ def _carry_out(
 
 
 def _report(folder: Path) -> None:
-    from natgrad.lab.report import write_report
+    from natgrad.lab.report import summarize, write_report
 
+    table = summarize(folder).table()
     page = write_report(folder)
-    typer.echo(f"report: {page}")
+    Console().print(table)
+    typer.echo(f"\nreport: {page}")
 
 
 def _tell_how_to_resume(results: Results, verb: str, recipe: str, data: Path | None) -> None:

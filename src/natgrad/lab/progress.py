@@ -219,4 +219,4 @@ def _where(training: Training) -> str:
 def _figures(training: Training, row: Mapping[str, Any]) -> str:
     metric: Metric = training.run.recipe.metric
     value = f"{row['validation_metric']:.2f}{' ' if metric.unit else ''}{metric.unit}"
-    return f"validation loss {row['validation_loss']:.4f}, {metric.name} {value}"
+    return f"validation loss {row['validation_loss']:.4g}, {metric.name} {value}"

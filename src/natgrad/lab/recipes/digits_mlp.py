@@ -19,22 +19,22 @@ RECIPE = Recipe(
     metric=ACCURACY,
     batch_size=50,
     l2=1e-3,
-    epochs=30,
-    tuning_epochs=30,
+    epochs=20,
+    tuning_epochs=20,
     evaluations_per_epoch=1,
-    grids={
-        "sgd": [{"lr": lr} for lr in (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)],
-        "adam": [{"lr": lr} for lr in (3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03)],
+    grids={  # 9 points each
+        "sgd": [{"lr": lr} for lr in (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5)],
+        "adam": [{"lr": lr} for lr in (3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.05)],
         "adamw": [
             {"lr": lr, "weight_decay": decay}
-            for lr in (1e-3, 3e-3, 0.01, 0.03)
-            for decay in (0.01, 0.1)
+            for lr in (3e-3, 0.01, 0.03)
+            for decay in (0.01, 0.1, 0.5)
         ],
-        "muon": [{"lr": lr} for lr in (3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03)],
+        "muon": [{"lr": lr} for lr in (1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.1)],
         "kfac": [
             {"lr": lr, "damping": damping}
-            for lr in (0.003, 0.01, 0.03, 0.1)
-            for damping in (0.01, 0.1)
+            for lr in (0.01, 0.03, 0.1)
+            for damping in (0.03, 0.1, 0.3)
         ],
     },
     settings={
