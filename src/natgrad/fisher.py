@@ -96,7 +96,7 @@ def fisher(
         parts = [_dense_part(gatherer, pairs, size, limit)]
     else:
         parts = _layer_parts(gatherer, pairs, block, shared, limit)
-    trained = [u for u in uncovered if any(p.requires_grad for p in u.module.parameters())]
+    trained = [u for u in uncovered if u.trained]
     return Fisher(size, parts, [] if structure == "dense" else trained)
 
 

@@ -151,18 +151,19 @@ def kron_eigen_solve(G: Eigen, A: Eigen, M: Tensor, damping: Tensor | float) -> 
     ``U_G [(U_G^T M U_A) / (l_G l_A^T + damping)] U_A^T`` (MATH 1, V:B10). Where the denominator
     is zero (``damping = 0`` and a singular factor) this is the pseudo-inverse.
     """
-    scale = G.values.unsqueeze(-1) * A.values.unsqueeze(-2) + damping
-    return rotated_quotient(G.vectors, A.vectors, M, scale)
+    scale = G.values.unsqueeze(-1) * A.values.unsqueeze(-2)
+    return rotated_quotient(G.vectors, A.vectors, M, scale, damping)
 
 
 def rotated_quotient(
-    U_G: Tensor | None, U_A: Tensor | None, M: Tensor, denominator: Tensor
+    U_G: Tensor | None, U_A: Tensor | None, M: Tensor, scale: Tensor, damping: Tensor | float
 ) -> Tensor:
-    """``U_G [(U_G^T M U_A) / denominator] U_A^T``; entries over zero become zero."""
+    """``U_G [(U_G^T M U_A) / (scale + damping)] U_A^T``; the pseudo-inverse without damping."""
     R = _rotate(U_G, U_A, M)
-    cutoff = torch.finfo(M.dtype).eps * denominator.amax((-2, -1), keepdim=True)
-    kept = denominator > cutoff * max(M.shape[-2:])
-    R = torch.where(kept, R / denominator, torch.zeros_like(R))
+    cutoff = torch.finfo(M.dtype).eps * max(M.shape[-2:]) * scale.amax((-2, -1), keepdim=True)
+    damping = torch.as_tensor(damping, dtype=scale.dtype, device=scale.device)
+    kept = (scale > cutoff) | (damping > 0)
+    R = torch.where(kept, R / (scale + damping), torch.zeros_like(R))
     return _rotate_back(U_G, U_A, R)
 
 
@@ -184,7 +185,7 @@ def _rotate_back(U_G: Tensor | None, U_A: Tensor | None, R: Tensor) -> Tensor:
 def eigen_solve(M: Eigen, v: Tensor, damping: Tensor | float) -> Tensor:
     """``(U diag(l) U^T + damping I)^-1 v`` for ``v [.., d]``; the pseudo-inverse where zero."""
     return rotated_quotient(
-        None, M.vectors, v.unsqueeze(-2), (M.values + damping).unsqueeze(-2)
+        None, M.vectors, v.unsqueeze(-2), M.values.unsqueeze(-2), damping
     ).squeeze(-2)
 
 

@@ -75,6 +75,11 @@ class NaturalGradient(torch.optim.Optimizer):
                 self._update(group)
         return loss
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, and with them the statistics that wait for a step."""
+        super().zero_grad(set_to_none)
+        self.preconditioner.discard()
+
     def _rate_of(self) -> Callable[[nn.Parameter], float]:
         rates = {id(p): float(group["lr"]) for group in self.param_groups for p in group["params"]}
         return lambda parameter: rates[id(parameter)]

@@ -120,7 +120,10 @@ class Preconditioner:
             for view in views
         ]
         self.blocks = nn.ModuleDict(
-            {layer.view.name.replace(".", "/") or "/": layer.block for layer in self.layers}
+            {
+                f"{k}:{layer.view.name}".replace(".", "/"): layer.block
+                for k, layer in enumerate(self.layers)
+            }
         )
         if fused:  # before the tap, which must see the outputs that fusing leaves
             FusedGradients(
@@ -175,7 +178,7 @@ class Preconditioner:
                 in a row.
         """
         if not self._finite():
-            self._discard()
+            self.discard()
             self.skipped += 1
             return False
         if self.steps % self.stats_every == 0:
@@ -198,7 +201,8 @@ class Preconditioner:
         norms = torch._foreach_norm([x.to(statistics_dtype(x.dtype)) for x in tensors])
         return bool(torch.isfinite(torch.stack([norm.to("cpu") for norm in norms])).all())
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
+        """Drop what backward passes since the last step have left, as if they had not been."""
         for layer in self.layers:
             layer.natural, layer.plain = False, None
             layer.held.clear()
@@ -297,7 +301,7 @@ class Preconditioner:
         Raises:
             RuntimeError: the state belongs to another model; names the layers.
         """
-        self._discard()
+        self.discard()
         self.blocks.load_state_dict(state["blocks"])
         for layer, failures in zip(self.layers, state["failures"], strict=True):
             layer.failures = failures
@@ -354,7 +358,7 @@ def _check_coverage(views: list[LayerView], uncovered: list[Uncovered], strict: 
             "natgrad found no layer to precondition in the model; "
             + "; ".join(f"{u.name or type(u.module).__name__}: {u.reason}" for u in uncovered)
         )
-    trained = [u for u in uncovered if any(p.requires_grad for p in u.module.parameters())]
+    trained = [u for u in uncovered if u.trained]
     if strict and trained:
         listed = "; ".join(f"{u.name}: {u.reason}" for u in trained)
         raise ValueError(f"strict=True, but some parameters are not covered: {listed}")

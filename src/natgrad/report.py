@@ -58,7 +58,7 @@ class Report:
         return "\n".join([*table, self._total()])
 
     def _total(self) -> str:
-        curved = sum(1 for row in self.rows if row.block or (not row.reason))
+        curved = sum(not row.reason for row in self.rows)
         return f"{curved} of {len(self.rows)} parameters preconditioned, {_megabytes(self.bytes)}"
 
 

@@ -35,7 +35,7 @@ class _Use:
     """One call of one layer within a forward pass."""
 
     h: Tensor
-    edge: GradientEdge
+    edge: GradientEdge | None  #: place in the graph; None where the output is the logits
     grads: list[Tensor] = field(default_factory=list)
 
 
@@ -114,7 +114,7 @@ class Tap:
         if self._pass is None or not output.requires_grad:
             return
         h = args[0] if args else next(iter(kwargs.values()))
-        use = _Use(h.detach(), get_gradient_edge(output))
+        use = _Use(h.detach(), None if self.likelihood is None else get_gradient_edge(output))
         self._pass.uses.setdefault(index, []).append(use)
         if self.likelihood is None:
             output.register_hook(partial(self._arrived, self._pass, index, use))  # type: ignore[no-untyped-call]
@@ -124,6 +124,7 @@ class Tap:
         if current is None or self.likelihood is None or output is None:
             return
         f = logits_of(output, self.logits)
+        _mark_logits(current, f)
         if self._alone is not None:
             self._alone.append((current, f))
         elif f.requires_grad:
@@ -236,17 +237,30 @@ class Tap:
             self.generator(torch.device(state["device"])).set_state(state["generator"].cpu())
 
 
+def _mark_logits(current: _Pass, f: Tensor) -> None:
+    """Let uses whose output is the logits forget the graph.
+
+    The logits' node holds the pass through its hook; the pass must not hold the node in turn, or
+    activations would stay until the garbage collector comes by.
+    """
+    node = get_gradient_edge(f).node if f.requires_grad else None
+    for uses in current.uses.values():
+        for use in uses:
+            if use.edge is not None and (use.edge.node, use.edge.output_nr) == (node, f.output_nr):
+                use.edge = None
+
+
 def _backward(root: GradientEdge, column: Tensor, uses: list[_Use]) -> None:
     """One backward pass from the logits to the layers' outputs; the graph is kept."""
     inner = []
     for use in uses:
-        if (use.edge.node, use.edge.output_nr) == (root.node, root.output_nr):
+        if use.edge is None:
             use.grads.append(column)  # this layer's output is the logits
         else:
             inner.append(use)
     if not inner:
         return
-    edges = [use.edge for use in inner]
+    edges = [use.edge for use in inner if use.edge is not None]
     found = torch.autograd.grad([root], edges, [column], retain_graph=True, allow_unused=True)
     for use, grad in zip(inner, found, strict=True):
         if grad is not None:

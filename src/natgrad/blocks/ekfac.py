@@ -97,7 +97,7 @@ class EigenCorrected(Block):
         A, G = self.basis.eigen()
         s = self.scales()
         ridge = self.damping.ridge(s.sum(), self.dim)
-        return linalg.rotated_quotient(G.vectors, A.vectors, M, s + ridge)
+        return linalg.rotated_quotient(G.vectors, A.vectors, M, s, ridge)
 
     def product(self, M: Tensor) -> Tensor:
         """``U_G [(U_G^T M U_A) s] U_A^T``."""

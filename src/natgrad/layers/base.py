@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from natgrad.sample import InputRows
 
-__all__ = ["LayerView", "Slot", "Uncovered", "rows_of"]
+__all__ = ["LayerView", "Slot", "Uncovered", "rows_of", "with_ones"]
+
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Uncovered:
     name: str
     module: nn.Module
     reason: str
+
+    @property
+    def trained(self) -> bool:
+        """Whether any of the module's own parameters takes gradients."""
+        return any(p.requires_grad for p in self.module.parameters(recurse=False))
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class LayerView(ABC):
     and shift of a norm) has a matrix ``[q, o, i]`` and a block-diagonal Fisher block.
 
     A subclass says which modules it reads and how rows and matrices are made; everything that
-    touches parameters and gradients follows.
+    touches parameters and gradients follows. A module that is several maps has several views
+    (:meth:`of`); modules that hold the very same parameters are one view with ``twins``.
 
     Args:
         name: the module's name in the model.
@@ -53,9 +60,13 @@ class LayerView(ABC):
 
     exact: bool = False  #: the block is small and taken exactly, whatever structure is asked for
     diagonal_input: bool = False  #: input rows are unit vectors, so the input factor is diagonal
+    functional: bool = False  #: applied by ``F.linear`` inside the module's forward
+    inner: tuple[str, ...] = ()  #: submodules whose parameters belong to the views of the module
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name, self.module = name, module
+        self.twins: list[LayerView] = []  #: views of other modules with the same parameters
+        self.sequence_first = False  #: whether activations are ``[t, n, k]``, not ``[n, t, k]``
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {'x'.join(map(str, self.matrix_shape))})"
@@ -69,6 +80,11 @@ class LayerView(ABC):
     def refuses(cls, module: nn.Module) -> str | None:
         """Why ``module``, though of the right kind, can't be covered; None if it can."""
         return None
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module) -> Sequence[LayerView]:
+        """The views of ``module``: one, unless it is several maps."""
+        return [cls(name, module)]
 
     @property
     @abstractmethod
@@ -140,3 +156,8 @@ def rows_of(h: Tensor) -> Tensor:
     if h.ndim == 1:
         return h.reshape(1, 1, features)
     return h.reshape(h.shape[0], -1, features)
+
+
+def with_ones(rows: Tensor) -> Tensor:
+    """Rows with the homogeneous coordinate 1 appended, the bias column of the matrix."""
+    return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)

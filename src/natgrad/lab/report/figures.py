@@ -23,6 +23,7 @@ from natgrad.lab.report.text import display_name, significant
 AXES: tuple[Axis, ...] = ("epochs", "updates", "seconds")
 MARKS = 7
 LOG_FROM = 8.0
+DASHES = (0, (4, 2))
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def page_panels(results: Results, summary: Summary) -> list[Drawing]:
             figure = Figure(figsize=(3.6, 2.5))
             FigureCanvasAgg(figure)
             # fixed margins: the axes of all panels of the page stand in line
-            ax = figure.add_axes((0.155, 0.165, 0.83, 0.805))
+            ax = figure.add_axes((0.155, 0.165, 0.815, 0.805))
             _draw(ax, panel, results, summary, look)
             ax.yaxis.set_label_coords(-0.135, 0.5)
             svg = inline_svg(figure, f"f{number}", describe(panel, results))
@@ -109,17 +110,19 @@ def page_panels(results: Results, summary: Summary) -> list[Drawing]:
     return drawings
 
 
-def page_legend(optimizers: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the name of every optimizer with its line and marker as inline SVG."""
+def page_legend(results: Results) -> list[tuple[str, str]]:
+    """Return what every line stands for: its name, and a piece of it as inline SVG."""
     entries = []
     with styled():
-        for number, (name, look) in enumerate(looks(optimizers).items()):
+        for number, (name, handle) in enumerate(_handles(results)):
             figure = Figure(figsize=(0.42, 0.16))
             FigureCanvasAgg(figure)
-            figure.add_artist(Line2D([0.0, 1.0], [0.5, 0.5], color=look.colour))
-            dot = Line2D([0.5], [0.5], color=look.colour, marker=look.marker, markersize=6)
+            marker = handle.get_marker()
+            handle.set(marker="", xdata=[0.0, 1.0], ydata=[0.5, 0.5])
+            figure.add_artist(handle)
+            dot = Line2D([0.5], [0.5], color=handle.get_color(), marker=marker, markersize=6)
             figure.add_artist(dot)
-            entries.append((display_name(name), inline_svg(figure, f"l{number}", "")))
+            entries.append((name, inline_svg(figure, f"l{number}", "")))
     return entries
 
 
@@ -147,17 +150,20 @@ def _sheet(results: Results, summary: Summary, grid: Sequence[Sequence[Panel]]) 
     for i, row in enumerate(grid):
         for j, panel in enumerate(row):
             _draw(axes[i][j], panel, results, summary, look)
-    handles = [
-        Line2D([], [], color=style.colour, marker=style.marker, label=literal(display_name(name)))
-        for name, style in look.items()
-    ]
-    metric = literal(results.metric.name)
-    handles += [
-        Line2D([], [], color=INK, linestyle="-", label=f"{metric}: test"),
-        Line2D([], [], color=INK, linestyle=(0, (4, 2)), linewidth=1.1, label="train"),
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    names, handles = zip(*_handles(results), strict=True)
+    labels = [literal(name) for name in names]
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 8))
     return figure
+
+
+def _handles(results: Results) -> list[tuple[str, Line2D]]:
+    handles = [
+        (display_name(name), Line2D([], [], color=style.colour, marker=style.marker))
+        for name, style in looks(results.optimizers).items()
+    ]
+    dashed = Line2D([], [], color=INK, linestyle=DASHES, linewidth=1.1)
+    name = results.metric.name
+    return [*handles, (f"{name}: test", Line2D([], [], color=INK)), (f"{name}: train", dashed)]
 
 
 def _draw(
@@ -176,7 +182,7 @@ def _draw(
         for run in runs:
             if run.status == "diverged":
                 _lost(ax, *trail(run, panel.axis, panel.quantity), look[name])
-    _scale(ax, panel, solid)
+    _scale(ax, panel, solid, results.metric.unit == "%")
     if panel.quantity == "validation_loss" and summary.target is not None:
         ax.axhline(summary.target.loss, color=INK, linewidth=0.9, linestyle=":", zorder=1)
     ax.set_xlabel(panel.axis)
@@ -200,7 +206,7 @@ def _companion(ax: Axes, line: Curve, look: Look, number: int) -> None:
         line.x,
         line.mean,
         color=look.colour,
-        linestyle=(0, (4, 2)),
+        linestyle=DASHES,
         linewidth=1.1,
         marker=look.marker,
         markerfacecolor="none",
@@ -225,7 +231,7 @@ def _spaced(line: Curve, number: int) -> list[int]:
     return sorted({int(np.abs(line.x - place).argmin()) for place in shifted})
 
 
-def _scale(ax: Axes, panel: Panel, lines: Sequence[Curve]) -> None:
+def _scale(ax: Axes, panel: Panel, lines: Sequence[Curve], percent: bool) -> None:
     if not lines:
         return
     low = min(float(line.low.min()) for line in lines)
@@ -237,16 +243,16 @@ def _scale(ax: Axes, panel: Panel, lines: Sequence[Curve]) -> None:
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.set_ylim(low / 1.15, high * 1.15)
     elif panel.quantity.endswith("_metric"):
-        ax.set_ylim(*_late_range(lines))
+        ax.set_ylim(*_late_range(lines, 100.0 if percent else math.inf))
 
 
-def _late_range(lines: Sequence[Curve]) -> tuple[float, float]:
+def _late_range(lines: Sequence[Curve], most: float) -> tuple[float, float]:
     # the steep beginning would press all that matters into one line
     late = [line.x >= line.x[0] + 0.25 * (line.x[-1] - line.x[0]) for line in lines]
     low = min(float(line.low[keep].min()) for line, keep in zip(lines, late, strict=True))
     high = max(float(line.high[keep].max()) for line, keep in zip(lines, late, strict=True))
     margin = 0.08 * (high - low) or 1e-3 * max(1.0, math.fabs(high))
-    return low - margin, high + 2 * margin
+    return low - margin, min(high + 2 * margin, most + margin / 2)
 
 
 def _label(quantity: Quantity, results: Results, companion: Quantity | None = None) -> str:
@@ -257,4 +263,4 @@ def _label(quantity: Quantity, results: Results, companion: Quantity | None = No
     unit = f" [{results.metric.unit}]" if results.metric.unit else ""
     if companion is None:
         return f"{part} {results.metric.name}{unit}"
-    return f"{part} {results.metric.name}{unit} (train dashed)"
+    return f"{results.metric.name}{unit}"

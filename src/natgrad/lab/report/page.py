@@ -53,13 +53,13 @@ def page(results: Results, summary: Summary) -> str:
     return environment.get_template("page.html.j2").render(
         summary=summary,
         recipe=recipe,
-        headline=headline(summary),
+        headline=[_bound(sentence) for sentence in headline(summary)],
         tables=[
             ("What it took to reach the target", tables.cost_columns(summary)),
             ("Where training ended", tables.final_columns(summary)),
         ],
         notes=tables.notes(summary),
-        legend=[(name, Markup(svg)) for name, svg in figures.page_legend(results.optimizers)],
+        legend=[(name, Markup(svg)) for name, svg in figures.page_legend(results)],
         panels=[Markup(drawing.svg) for drawing in figures.page_panels(results, summary)],
         caption=figures.CAPTION,
         grids=grids(results),
@@ -95,6 +95,11 @@ def linked(text: str) -> Markup:
     return Markup("").join([*parts, escape(text[end:])])
 
 
+def _bound(sentence: str) -> str:
+    # a number and its unit stay on one line
+    return re.sub(r"(?<=[\d±]) (?=[\d±%]|s\b)", "\N{NO-BREAK SPACE}", sentence)
+
+
 def _paper_row(what: str, value: Any, summary: Summary) -> PaperRow:
     words = re.split(r"[^a-z0-9+]+", what.lower())
     entry = next((e for e in summary.entries if e.optimizer.lower() in words), None)
@@ -127,7 +132,7 @@ def _settings(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
 def _facts(results: Results) -> list[tuple[str, str]]:
     recipe, data = results.part("recipe"), results.part("data")
     facts = {
-        "Data": " from ".join(str(data[key]) for key in ("name", "source") if data.get(key)),
+        "Data": ", ".join(str(data[key]) for key in ("name", "source") if data.get(key)),
         "Examples": _examples(data),
         "Split": data.get("split"),
         "Network": recipe.get("network"),

@@ -124,7 +124,8 @@ def read_results(folder: Path) -> Results:
     if not any(run.rows for group in runs.values() for run in group):
         raise ResultsError(
             f"{folder.name} holds no evaluation yet: expected rows in "
-            "runs/<optimizer>/seed<k>/rows.jsonl. Let the comparison go on for at least one epoch."
+            "runs/<optimizer>/seed<k>/rows.jsonl. Let the comparison go on past tuning, "
+            "to the first evaluation."
         )
     metric = manifest.get("metric")
     return Results(

@@ -53,9 +53,9 @@ def cost_columns(summary: Summary) -> list[Column]:
         return [*columns, step]
     return [
         *columns,
-        Column("seconds / SGD's", _ratios(summary, "seconds")),
+        Column("seconds vs SGD", _ratios(summary, "seconds")),
         step,
-        Column("step / SGD's", _ratios(summary, "ms_per_update")),
+        Column("step vs SGD", _ratios(summary, "ms_per_update")),
     ]
 
 
@@ -139,7 +139,7 @@ _PARTS = ("train", "validation", "test")
 
 def _main_columns(summary: Summary) -> list[Column]:
     final, cost = final_columns(summary), cost_columns(summary)
-    wanted = ("reached", "updates", "seconds", "seconds / SGD's", "ms per update")
+    wanted = ("reached", "updates", "seconds", "seconds vs SGD", "ms per update")
     return [final[5], final[1], *[column for column in cost if column.heading in wanted]]
 
 

@@ -119,10 +119,11 @@ def _loss_text(loss: float, run: Run | None) -> str:
 
 
 def _shade(loss: float, losses: Sequence[float]) -> float:
-    known = [math.log(value) for value in losses if math.isfinite(value) and value > 0]
-    if not math.isfinite(loss) or loss <= 0 or len(known) < 2 or max(known) == min(known):
+    # by rank: one setting that all but diverged would leave the others alike
+    known = sorted({value for value in losses if math.isfinite(value)})
+    if not math.isfinite(loss) or len(known) < 2:
         return 0.0
-    return round((max(known) - math.log(loss)) / (max(known) - min(known)), 3)
+    return round(1 - known.index(loss) / (len(known) - 1), 3)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,0 +1,94 @@
+"""``nn.Conv1d``, ``nn.Conv2d``, ``nn.Conv3d``: the same matrix map at every output position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from natgrad.layers.affine import AffineView
+
+__all__ = ["ConvView", "grouped_rows", "unfolded"]
+
+
+class ConvView(AffineView):
+    """``z_t = W [patch_t; 1]``: patches ``[C_in / q, *kernel]`` in the order of ``weight.flatten(1)``.
+
+    Stride, dilation and every padding mode are in the patches (V:C21). A convolution in ``q``
+    groups is ``q`` maps side by side, each of its own channels; depthwise is one group per channel.
+    """
+
+    module: nn.Conv1d | nn.Conv2d | nn.Conv3d
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(C_out / q, C_in / q * prod(kernel) + 1)``, without the 1 if there is no bias."""
+        conv = self.module
+        fan_in = conv.in_channels // conv.groups * prod(conv.kernel_size)
+        return conv.out_channels // conv.groups, fan_in + self.has_bias
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """``(q,)`` if there is more than one group."""
+        return (self.module.groups,) if self.module.groups > 1 else ()
+
+    def input_rows(self, h: Tensor) -> Tensor:
+        """Patches of ``h [n, C_in, *space]`` as ``[(q,) n, t, i]``."""
+        conv = self.module
+        padding = list(conv._reversed_padding_repeated_twice)
+        if any(padding):
+            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+            h = F.pad(h, padding, mode)
+        h = batched(h, len(conv.kernel_size))
+        patches = unfolded(h, conv.kernel_size, conv.stride, conv.dilation)
+        return grouped_rows(patches, conv.groups, self.has_bias)
+
+    def output_rows(self, grad_z: Tensor) -> Tensor:
+        """``grad_z [n, C_out, *space]`` as ``[(q,) n, t, C_out / q]``."""
+        return channel_rows(batched(grad_z, len(self.module.kernel_size)), self.module.groups)
+
+    def weight_as_matrix(self, weight: Tensor) -> Tensor:
+        """``weight.flatten(1)``, by group."""
+        return weight.flatten(1).reshape(*self.groups, self.shape[0], -1)
+
+    def matrix_as_weight(self, W: Tensor) -> Tensor:
+        """The inverse."""
+        return W.reshape(self.module.weight.shape)
+
+
+def batched(h: Tensor, dims: int) -> Tensor:
+    """``[n, C, *space]``: an input ``[C, *space]`` is one example."""
+    return h.unsqueeze(0) if h.ndim == dims + 1 else h
+
+
+def unfolded(
+    h: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """All patches of ``h [n, C, *space]`` as ``[n, C, *out, *kernel]``, without copying."""
+    sizes = zip(h.shape[2:], kernel, stride, dilation, strict=True)
+    out = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in sizes]
+    steps = h.stride()[2:]
+    across = [step * s for step, s in zip(steps, stride, strict=True)]
+    within = [step * d for step, d in zip(steps, dilation, strict=True)]
+    return h.as_strided((*h.shape[:2], *out, *kernel), (*h.stride()[:2], *across, *within))
+
+
+def grouped_rows(patches: Tensor, q: int, ones: bool) -> Tensor:
+    """``[n, C, *out, *kernel]`` as ``[(q,) n, t, C / q * prod(kernel) (+1)]``, in a single copy."""
+    n, C = patches.shape[:2]
+    dims = (patches.ndim - 2) // 2
+    out, kernel = patches.shape[2 : 2 + dims], patches.shape[2 + dims :]
+    i = C // q * prod(kernel)
+    rows = patches.new_ones(q, n, prod(out), i + ones)
+    place = rows[..., :i].unflatten(-1, (C // q, *kernel)).unflatten(2, out)
+    place.copy_(patches.unflatten(1, (q, C // q)).movedim(1, 0).movedim(2, 2 + dims))
+    return rows if q > 1 else rows.squeeze(0)
+
+
+def channel_rows(z: Tensor, q: int) -> Tensor:
+    """``[n, C, *space]`` as ``[(q,) n, t, C / q]``."""
+    rows = z.flatten(2).unflatten(1, (q, -1)).movedim(1, 0).mT
+    return rows if q > 1 else rows.squeeze(0)

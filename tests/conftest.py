@@ -1,0 +1,17 @@
+"""Settings all tests share: one thread, a fixed seed, few and reproducible hypothesis examples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+settings.register_profile("natgrad", max_examples=15, deadline=None, derandomize=True)
+settings.load_profile("natgrad")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,34 @@
+"""Grids, with the chosen point and the ends."""
+
+import pytest
+
+from natgrad.lab.report.read import read_results
+from natgrad.lab.report.tuning import edges, grids
+
+
+def test_every_point_with_its_loss(comparison):
+    table = {grid.name: grid for grid in grids(read_results(comparison))}
+    assert table["KFAC"].keys == ("lr", "damping")
+    assert table["KFAC"].constant == {"momentum": "0.9"}
+    assert len(table["KFAC"].points) == 8
+    (chosen,) = [point for point in table["Adam"].points if point.chosen]
+    assert chosen.cells == ("0.03",)
+    assert chosen.shade == 1
+    assert table["Adam"].points[-1].loss == "diverged"
+    assert table["Adam"].edges == ()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "values", "said"),
+    [
+        (0.1, (0.001, 0.01, 0.1), "upper"),
+        (0.001, (0.001, 0.01, 0.1), "lower"),
+        (0.01, (0.001, 0.01, 0.1), None),
+        (0.1, (0.01, 0.1), None),  # of two values both are ends
+        (None, (0.001, 0.01, 0.1), None),
+    ],
+)
+def test_edges(chosen, values, said):
+    sentences = edges([{"lr": value} for value in values], {"lr": chosen}, ["lr"])
+    assert len(sentences) == (said is not None)
+    assert all(said in sentence for sentence in sentences)

@@ -1,0 +1,114 @@
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from natgrad import Categorical
+from natgrad.lab.errors import UsageError
+from natgrad.lab.networks import mlp
+from natgrad.lab.optimizers import BUILDERS, Joint, Task, build, complete, parse
+
+
+def task() -> Task:
+    torch.manual_seed(0)
+    return Task(mlp((5, 8, 8, 3)), Categorical())
+
+
+def steps(one: Task, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+    for k in range(first, last):
+        random = torch.Generator().manual_seed(k)
+        x = torch.randn(16, 5, generator=random)
+        y = torch.randint(0, 3, (16,), generator=random)
+        optimizer.zero_grad()
+        torch.autograd.backward(one.likelihood.nll(one.model(x), y).mean())
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_state_round_trip_goes_on_bit_exactly(name: str) -> None:
+    whole, broken = task(), task()
+    steps(whole, build(name, whole, {}), 0, 13)
+    before = build(name, broken, {})
+    steps(broken, before, 0, 7)
+    file = io.BytesIO()
+    torch.save({"model": broken.model.state_dict(), "optimizer": before.state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    fresh = task()
+    fresh.model.load_state_dict(state["model"])
+    after = build(name, fresh, {})
+    after.load_state_dict(state["optimizer"])
+    steps(fresh, after, 7, 13)
+    for p, q in zip(whole.model.parameters(), fresh.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_muon_takes_hidden_matrices_and_leaves_the_rest_to_adamw() -> None:
+    one = task()
+    joint = build("muon", one, {})
+    assert isinstance(joint, Joint)
+    muon, rest = joint.members
+    layers = [layer for layer in one.model if isinstance(layer, nn.Linear)]
+    hidden = {id(layer.weight) for layer in layers[:-1]}
+    assert {id(p) for group in muon.param_groups for p in group["params"]} == hidden
+    others = {id(p) for p in one.model.parameters()} - hidden
+    assert {id(p) for group in rest.param_groups for p in group["params"]} == others
+
+
+def test_a_schedule_reaches_every_member_also_after_loading() -> None:
+    one = task()
+    joint = build("muon", one, {"lr": 1.0})
+    assert isinstance(joint, Joint)
+    joint.load_state_dict(joint.state_dict())
+    for group in joint.param_groups:
+        group["lr"] = 0.5
+    assert [g["lr"] for member in joint.members for g in member.param_groups] == [0.5, 0.5]
+
+
+def test_a_joint_step_runs_the_closure_once() -> None:
+    one = task()
+    calls = []
+
+    def closure() -> torch.Tensor:
+        calls.append(1)
+        return one.model(torch.ones(1, 5)).sum()
+
+    steps(one, build("muon", one, {}), 0, 1)
+    assert build("muon", one, {}).step(closure) is not None
+    assert calls == [1]
+
+
+def test_settings_are_completed_with_defaults() -> None:
+    assert complete("sgd", {"lr": 0.5}) == {"lr": 0.5, "momentum": 0.9}
+
+
+def test_parse_reads_each_value_as_its_defaults_type() -> None:
+    assert parse("kfac", ["lr=1", "stats_every=3"]) == {"lr": 1.0, "stats_every": 3}
+    assert isinstance(parse("kfac", ["lr=1"])["lr"], float)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("lr", "key=value"),
+        ("lr=", "key=value"),
+        ("lr=fast", 'lr takes a number, got "fast"'),
+        ("stats_every=1.5", "a whole number"),
+        ("dampin=1", 'did you mean "damping"'),
+    ],
+)
+def test_a_bad_assignment_is_explained(given: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse("kfac", [given])
+
+
+def test_an_unknown_optimizer_is_answered_with_the_names() -> None:
+    with pytest.raises(UsageError, match='no optimizer "adamm"; did you mean "adam') as caught:
+        build("adamm", task(), {})
+    assert "kfac" in str(caught.value)
+
+
+def test_a_refused_value_names_the_optimizer() -> None:
+    with pytest.raises(UsageError, match="kfac: lr must be"):
+        build("kfac", task(), {"lr": -1.0})

@@ -1,0 +1,119 @@
+"""Running means."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from natgrad.moments import Moment
+from tests.networks import normal
+
+
+def moment(*shape: int, decay: float) -> Moment:
+    return Moment(*shape, decay=decay, dtype=torch.float64)
+
+
+@given(
+    decay=st.sampled_from([0.0, 0.3, 0.95, 1.0]),
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+)
+def test_the_mean_weighs_every_row_by_its_age(decay, counts):
+    found = moment(2, decay=decay)
+    totals = [normal(2, seed=k) for k in range(len(counts))]
+    for total, count in zip(totals, counts, strict=True):
+        found.add(total, count)
+        found.commit()
+    ages = [decay ** (len(counts) - 1 - k) for k in range(len(counts))]
+    rows = sum(age * count for age, count in zip(ages, counts, strict=True))
+    expected = sum(age * total for age, total in zip(ages, totals, strict=True)) / rows
+    assert torch.allclose(found.mean(), expected, rtol=1e-12)
+
+
+def test_equal_batches_are_the_usual_average_with_bias_correction():
+    found, average, decay = moment(3, decay=0.9), torch.zeros(3, dtype=torch.float64), 0.9
+    for k in range(1, 6):
+        new = normal(3, seed=k)
+        found.add(7 * new, 7)
+        found.commit()
+        average = decay * average + (1 - decay) * new
+        assert torch.allclose(found.mean(), average / (1 - decay**k), rtol=1e-12)
+
+
+def test_micro_batches_of_one_commit_are_one_batch():
+    found, whole = moment(2, decay=0.5), moment(2, decay=0.5)
+    for k in range(3):
+        parts = [normal(2, seed=10 * k + j) for j in range(3)]
+        for part in parts:
+            found.add(part, 4)
+        whole.add(sum(parts), 12)
+        found.commit()
+        whole.commit()
+    assert torch.allclose(found.mean(), whole.mean(), rtol=1e-14)
+
+
+def test_what_waits_counts_only_after_a_commit():
+    found = moment(2, decay=0.5)
+    found.add(normal(2), 1)
+    assert torch.equal(found.mean(), torch.zeros(2, dtype=torch.float64))
+    found.commit()
+    assert torch.equal(found.mean(), normal(2))
+
+
+def test_what_is_discarded_leaves_no_trace():
+    found, twin = moment(2, decay=0.5), moment(2, decay=0.5)
+    for each in (found, twin):
+        each.add(normal(2), 3)
+        each.commit()
+    found.add(normal(2, seed=1), 5)
+    found.discard()
+    found.commit()
+    assert torch.equal(found.value, twin.value)
+    assert torch.equal(found.weight, twin.weight)
+
+
+def test_a_commit_of_nothing_does_not_age_the_mean():
+    found = moment(2, decay=0.5)
+    found.add(normal(2), 4)
+    found.commit()
+    weight = found.weight.clone()
+    found.commit()
+    assert torch.equal(found.weight, weight)
+
+
+def test_what_is_added_is_not_changed():
+    found, total = moment(2, decay=0.5), normal(2)
+    before = total.clone()
+    for _ in range(3):
+        found.add(total, 2)
+    found.commit()
+    assert torch.equal(total, before)
+    assert torch.allclose(found.mean(), before / 2)
+
+
+@pytest.mark.parametrize("saved_waits", [False, True])
+@pytest.mark.parametrize("loaded_waits", [False, True])
+def test_state_is_loaded_with_or_without_something_waiting(saved_waits, loaded_waits):
+    saved, loaded = moment(2, decay=0.5), moment(2, decay=0.5)
+    saved.add(normal(2), 4)
+    saved.commit()
+    if saved_waits:
+        saved.add(normal(2, seed=1), 3)
+    if loaded_waits:
+        loaded.add(normal(2, seed=2), 3)
+    loaded.load_state_dict(saved.state_dict())
+    assert (loaded.pending is not None) == saved_waits
+    saved.add(normal(2, seed=3), 2)
+    loaded.add(normal(2, seed=3), 2)
+    saved.commit()
+    loaded.commit()
+    assert torch.equal(loaded.mean(), saved.mean())
+    assert torch.equal(loaded.weight, saved.weight)
+
+
+def test_moments_move_and_cast_like_modules():
+    found = moment(2, decay=0.5)
+    found.add(normal(2), 4)
+    found = found.to(torch.float32)
+    assert found.value.dtype == found.pending.dtype == torch.float32

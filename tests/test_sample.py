@@ -1,0 +1,48 @@
+"""Paired rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from natgrad.sample import Sample, statistics_dtype
+from tests.networks import normal
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_statistics_are_never_kept_below_float32(given, kept):
+    assert statistics_dtype(given) == kept
+
+
+@pytest.mark.parametrize(
+    ("a", "g"),
+    [
+        ((3, 2, 5), (1, 4, 2, 6)),  # other examples
+        ((3, 2, 5), (1, 3, 1, 6)),  # other positions
+        ((3, 5), (1, 3, 1, 6)),
+        ((3, 2, 5), (3, 2, 6)),
+    ],
+)
+def test_rows_that_do_not_pair_are_refused_with_their_shapes(a, g):
+    with pytest.raises(ValueError, match="a Sample pairs") as caught:
+        Sample(torch.zeros(a), torch.zeros(g))
+    assert str(a) in str(caught.value)
+    assert str(g) in str(caught.value)
+
+
+def test_a_sample_counts_examples_and_positions():
+    sample = Sample(normal(3, 2, 5), normal(4, 3, 2, 6))
+    assert (sample.examples, sample.positions) == (3, 2)
+
+
+def test_a_sample_is_cast_whole():
+    sample = Sample(normal(3, 2, 5), normal(4, 3, 2, 6)).to(torch.float32)
+    assert sample.a.dtype == sample.g.dtype == torch.float32
