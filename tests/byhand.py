@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
+from torch.nn.functional import unfold
 
 from tests import oracle
 
@@ -15,7 +16,7 @@ Rows = tuple[Tensor, Tensor]
 
 
 def rows(net: nn.Sequential, x: Tensor, kind: str, y: Tensor | None = None) -> dict[str, Rows]:
-    """Rows of every Linear; ``g`` is weighted by the root of each outcome's probability.
+    """Rows of every Linear and Conv2d; ``g`` is weighted by the root of the outcome's probability.
 
     With targets ``y`` these are the rows of the empirical Fisher.
     """
@@ -23,17 +24,28 @@ def rows(net: nn.Sequential, x: Tensor, kind: str, y: Tensor | None = None) -> d
     drawn = list(oracle.outcomes(kind, f)) if y is None else [(f.new_ones(len(f)), y)]
     found = {}
     for k, layer in enumerate(net):
-        if not isinstance(layer, nn.Linear):
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)):
             continue
         h = net[:k](x).detach()
         z, tail = layer(h).detach(), net[k + 1 :]
         score = vmap(grad(lambda z, y, tail=tail: oracle.nll(kind, tail(z[None])[0], y)))
-        g = torch.stack([weight.sqrt() * score(z, y).movedim(0, -1) for weight, y in drawn])
-        a = h if layer.bias is None else torch.cat([h, torch.ones_like(h[..., :1])], -1)
-        n = len(x)
-        g = g.movedim(-1, 1).reshape(len(drawn), n, -1, z.shape[-1])
-        found[str(k)] = (a.reshape(n, -1, a.shape[-1]), g.detach())
+        each = [positions(layer, score(z, y)) for _, y in drawn]
+        roots = torch.stack([weight.sqrt() for weight, _ in drawn])[..., None, None]
+        found[str(k)] = (inputs(layer, h), (roots * torch.stack(each)).detach())
     return found
+
+
+def inputs(layer: nn.Module, h: Tensor) -> Tensor:
+    """``a [n, t, i]``: patches of a convolution, with ones for the bias."""
+    if isinstance(layer, nn.Conv2d):
+        h = unfold(h, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
+    h = h.reshape(len(h), -1, h.shape[-1])
+    return h if layer.bias is None else torch.cat([h, torch.ones_like(h[..., :1])], -1)
+
+
+def positions(layer: nn.Module, z: Tensor) -> Tensor:
+    """``[n, t, o]``."""
+    return z.flatten(2).mT if isinstance(layer, nn.Conv2d) else z.reshape(len(z), -1, z.shape[-1])
 
 
 def gradients(a: Tensor, g: Tensor) -> Tensor:

@@ -115,9 +115,9 @@ def test_what_counts_is_told_from_the_users_gradient():
     y = torch.randint(5, (4, 3))
     y[0, 0] = y[1] = -100
     F.cross_entropy(f.flatten(0, 1), y.flatten()).backward()
-    assert torch.equal(Categorical().counted(f.grad), y != -100)
-    assert Bernoulli().counted(f.grad) is None
-    assert Gaussian().counted(f.grad) is None
+    assert torch.equal(Categorical().counted(f, f.grad), y != -100)
+    assert Bernoulli().counted(f, f.grad) is None
+    assert Gaussian().counted(f, f.grad) is None
 
 
 @every_kind
@@ -170,3 +170,10 @@ def test_likelihoods_print_how_to_make_them():
         "Categorical(class_dim=1, ignore_index=-100, positions='sum')"
     )
     assert [repr(Bernoulli()), repr(Gaussian())] == ["Bernoulli()", "Gaussian()"]
+
+
+def test_a_certain_and_right_prediction_counts_though_it_receives_no_gradient():
+    f = torch.tensor([[200.0, 0.0], [0.3, 0.1], [0.2, 0.4]], requires_grad=True)
+    y = torch.tensor([0, 1, -100])
+    torch.nn.functional.cross_entropy(f, y).backward()
+    assert Categorical().counted(f, f.grad).tolist() == [True, True, False]

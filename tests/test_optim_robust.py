@@ -131,10 +131,15 @@ def test_double_models_keep_double_statistics():
 
 
 def test_parameters_that_no_layer_covers_take_plain_sgd_steps():
-    def build() -> nn.Sequential:
-        return nn.Sequential(*mlp(4, 6), nn.LayerNorm(6), *mlp(6, 3)).double()
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(6, dtype=torch.float64))
 
-    net = build()
+        def forward(self, h: Tensor) -> Tensor:
+            return h * self.scale.sin()
+
+    net = nn.Sequential(*mlp(4, 6), Odd(), *mlp(6, 3))
     x, y = normal(8, 4), torch.zeros(8, dtype=torch.long)
     opt = natgrad.KFAC(net, lr=0.1, likelihood=Categorical(), momentum=0.9)
     F.cross_entropy(net(x), y).backward()

@@ -98,6 +98,9 @@ class Factored:
     value: float
     balanced: bool = True
 
+    def __post_init__(self) -> None:
+        checked(self.value)
+
     def ridges(self, A: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
         """``(pi sqrt(value), sqrt(value) / pi)``."""
         return factored_ridges(A, G, self.value, self.balanced)
@@ -108,6 +111,9 @@ class Constant:
     """``value`` added to every eigenvalue: the block becomes ``F + value I`` exactly (V:B10)."""
 
     value: float
+
+    def __post_init__(self) -> None:
+        checked(self.value)
 
     def ridge(self, trace: Tensor, dim: int) -> float:
         """``value``, whatever the block."""

@@ -5,6 +5,9 @@ rows than the layer is wide this is the cheaper order, and it takes the place of
 gradient's own matrix product. While a layer's forward runs, its parameters do not require
 gradients; when the user's backward pass reaches the layer's output, the natural gradient is added
 to ``.grad``.
+
+Layers that are no modules of their own (the projections of attention) are not fused: their
+gradients are preconditioned in the step, as without fusing.
 """
 
 from __future__ import annotations
@@ -52,10 +55,11 @@ class FusedGradients:
 
     def _attach(self) -> Iterator[RemovableHandle]:
         for index, view in enumerate(self.views):
-            yield view.module.register_forward_pre_hook(partial(self._freeze, index))
-            yield view.module.register_forward_hook(
-                partial(self._thaw, index), with_kwargs=True, always_call=True
-            )
+            for each in () if view.functional else (view, *view.twins):
+                yield each.module.register_forward_pre_hook(partial(self._freeze, index))
+                yield each.module.register_forward_hook(
+                    partial(self._thaw, index, each), with_kwargs=True, always_call=True
+                )
 
     def _freeze(self, index: int, module: nn.Module, args: Any) -> None:
         if torch.is_grad_enabled() and self.wanted(index):
@@ -65,8 +69,9 @@ class FusedGradients:
             self._frozen[index] = parameters
 
     def _thaw(
-        self, index: int, module: nn.Module, args: Any, kwargs: Any, output: Tensor | None
-    ) -> Tensor | None:
+        self, index: int, view: LayerView, module: nn.Module, args: Any, kwargs: Any,
+        output: Tensor | None,
+    ) -> Tensor | None:  # fmt: skip
         parameters = self._frozen.pop(index, None)
         if parameters is None:
             return None
@@ -77,15 +82,17 @@ class FusedGradients:
         if not output.requires_grad:  # a clone, for a leaf could not be changed in place later
             output = output.requires_grad_(True).clone()
         h = args[0] if args else next(iter(kwargs.values()))
-        hook = partial(self._arrived, index, parameters, h.detach())
+        hook = partial(self._arrived, index, view, parameters, h.detach())
         output.register_hook(hook)  # type: ignore[no-untyped-call]
         return output
 
     @torch.no_grad()
-    def _arrived(self, index: int, parameters: list[nn.Parameter], h: Tensor, grad: Tensor) -> None:
+    def _arrived(
+        self, index: int, view: LayerView, parameters: list[nn.Parameter], h: Tensor, grad: Tensor
+    ) -> None:
         if self.ignored():
             return
-        view, dtype = self.views[index], statistics_dtype(parameters[0].dtype)
+        dtype = statistics_dtype(parameters[0].dtype)
         sample = Sample(view.input_rows(h), view.output_rows(grad).unsqueeze(-4)).to(dtype)
         U = self.solve(index, sample)
         for p in parameters:

@@ -134,7 +134,7 @@ class Gatherer:
             score = likelihood.score(f.detach(), targets)
             if self.kind == "empirical":
                 return [score]
-            counted = likelihood.counted(score)
+            counted = likelihood.counted(f.detach(), score)
         if self.kind == "exact":
             return likelihood.columns(f.detach(), counted)
         return likelihood.draws(f.detach(), generator, self.samples, counted)

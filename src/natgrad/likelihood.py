@@ -68,7 +68,7 @@ class Likelihood(ABC):
             targets = self.sample(f, generator)
             yield self.score(f, self.restrict(targets, counted)) / samples**0.5
 
-    def counted(self, grad_f: Tensor) -> Tensor | None:
+    def counted(self, f: Tensor, grad_f: Tensor) -> Tensor | None:
         """Which targets the user's loss counts, told from its gradient; None means all."""
         return None
 
@@ -149,9 +149,14 @@ class Categorical(Likelihood):
                 column = (column * scale).view(p.shape)
                 yield column.movedim(-1, self.class_dim).to(f.dtype)
 
-    def counted(self, grad_f: Tensor) -> Tensor | None:
-        """Positions whose logits received a gradient, ``[n, *positions]``."""
-        return (self._classes_last(grad_f) != 0).any(-1)
+    def counted(self, f: Tensor, grad_f: Tensor) -> Tensor | None:
+        """Positions whose logits received a gradient, ``[n, *positions]``.
+
+        A certain prediction that is right receives none either, and counts all the same.
+        """
+        certain = 1e-2 if torch.finfo(grad_f.dtype).bits < 32 else 1e-6
+        p = self._classes_last(self._probabilities(f))
+        return (self._classes_last(grad_f) != 0).any(-1) | (p.amax(-1) > 1 - certain)
 
     def restrict(self, targets: Tensor, counted: Tensor | None) -> Tensor:
         """``targets`` with ``ignore_index`` where not counted."""

@@ -64,7 +64,8 @@ class Moment(nn.Module):
 
     def discard(self) -> None:
         """Drop what waits."""
-        self.pending = self.pending_weight = None
+        if self.pending is not None:
+            self.pending = self.pending_weight = None
 
     def mean(self) -> Tensor:
         """The bias-corrected average (zero before the first commit)."""

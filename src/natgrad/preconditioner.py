@@ -125,6 +125,8 @@ class Preconditioner:
                 for k, layer in enumerate(self.layers)
             }
         )
+        self._moments = [moment for layer in self.layers for moment in layer.block.moments()]
+        self._parameters = list(model.parameters())
         if fused:  # before the tap, which must see the outputs that fusing leaves
             FusedGradients(
                 views, wanted=self._fuses, ignored=lambda: self.tap.running, solve=self._solve_rows
@@ -192,9 +194,8 @@ class Preconditioner:
 
     def _finite(self) -> bool:
         """Whether every gradient and everything that waits to enter a moment is finite."""
-        tensors = [p.grad for p in self.model.parameters() if p.grad is not None]
-        for layer in self.layers:
-            tensors += [m.pending for m in layer.block.moments() if m.pending is not None]
+        tensors = [p.grad for p in self._parameters if p.grad is not None]
+        tensors += [m.pending for m in self._moments if m.pending is not None]
         if not tensors:
             return True
         # a norm is not finite if any entry is not; half precision would overflow in the sum
@@ -206,13 +207,12 @@ class Preconditioner:
         for layer in self.layers:
             layer.natural, layer.plain = False, None
             layer.held.clear()
-            for moment in layer.block.moments():
-                moment.discard()
+        for moment in self._moments:
+            moment.discard()
 
     def _commit(self) -> None:
-        moments = [moment for layer in self.layers for moment in layer.block.moments()]
-        distributed.sum_pending(moments)
-        for moment in moments:
+        distributed.sum_pending(self._moments)
+        for moment in self._moments:
             moment.commit()
 
     def _refresh(self) -> None:

@@ -5,6 +5,10 @@ output-gradient rows. The true Fisher needs gradients that the user's loss does 
 user's backward pass reaches the logits, the tap runs its own backward passes from there to the
 layers' outputs, before the user's goes on. They compute no weight gradients, touch no ``.grad``,
 draw from the tap's own generator only, and happen on statistics steps alone.
+
+Most layers are modules, whose forward hooks see input and output. The projections of attention are
+not: while an attention's forward runs, calls of ``torch.nn.functional.linear`` are listened to, and
+told apart by the weight they are given.
 """
 
 from __future__ import annotations
@@ -19,7 +23,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from natgrad.calls import Heard, listen, unlisten
 from natgrad.layers import LayerView
+from natgrad.layers.attention import ProjectionView
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey, logits_of
 from natgrad.sample import InputRows, OneHot, Sample, concatenated, statistics_dtype
@@ -27,6 +33,8 @@ from natgrad.sample import InputRows, OneHot, Sample, concatenated, statistics_d
 __all__ = ["Tap"]
 
 Deliver: TypeAlias = Callable[[int, Sample], None]
+Arranged: TypeAlias = Callable[[Tensor], Tensor]
+Inside: TypeAlias = list[tuple[int, ProjectionView]]
 Rows = TypeVar("Rows", Tensor, OneHot, InputRows)
 
 
@@ -34,9 +42,15 @@ Rows = TypeVar("Rows", Tensor, OneHot, InputRows)
 class _Use:
     """One call of one layer within a forward pass."""
 
-    h: Tensor
+    view: LayerView
+    h: Tensor  #: the input, arranged
     edge: GradientEdge | None  #: place in the graph; None where the output is the logits
+    arranged: Arranged  #: puts the batch first, and picks the layer's part of the output
     grads: list[Tensor] = field(default_factory=list)
+
+    def reached(self, grad: Tensor) -> None:
+        """A gradient with respect to the output has arrived."""
+        self.grads.append(self.arranged(grad.detach()))
 
 
 @dataclass
@@ -83,13 +97,23 @@ class Tap:
         self._generator: torch.Generator | None = None
         self._pass: _Pass | None = None
         self._alone: list[tuple[_Pass, Tensor]] | None = None
+        self._heard: list[Heard] = []
         self._handles = list(self._attach())
 
     def _attach(self) -> Iterator[RemovableHandle]:
         yield self.model.register_forward_pre_hook(self._begin)
+        functional: dict[nn.Module, Inside] = {}
         for index, view in enumerate(self.views):
-            hook = partial(self._record, index)
-            yield view.module.register_forward_hook(hook, with_kwargs=True)
+            for each in (view, *view.twins):
+                if isinstance(each, ProjectionView):
+                    functional.setdefault(each.module, []).append((index, each))
+                    continue
+                hook = partial(self._record, index, each)
+                yield each.module.register_forward_hook(hook, with_kwargs=True)
+        for module, inside in functional.items():
+            opening = partial(self._open, inside)
+            yield module.register_forward_pre_hook(opening, with_kwargs=True)
+            yield module.register_forward_hook(self._close, always_call=True)
         yield self.model.register_forward_hook(self._end, always_call=True)
 
     def remove(self) -> None:
@@ -109,12 +133,41 @@ class Tap:
         return self.active and self.model.training and torch.is_grad_enabled() and not recomputing
 
     def _record(
-        self, index: int, module: nn.Module, args: Any, kwargs: Any, output: Tensor
+        self, index: int, view: LayerView, module: nn.Module, args: Any, kwargs: Any, output: Tensor
     ) -> None:
+        h = args[0] if args else next(iter(kwargs.values()))
+        arranged = _batch_first if view.sequence_first else _as_it_is
+        self._note(index, view, h, output, arranged, arranged)
+
+    def _open(self, inside: Inside, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """An attention's forward begins."""
+        if self._pass is not None:
+            n = inside[0][1].examples(args, kwargs)
+            self._heard.append(partial(self._record_linear, inside, n))
+            listen(self._heard[-1])
+
+    def _close(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._heard:
+            unlisten(self._heard.pop())
+
+    def _record_linear(
+        self, inside: Inside, n: int, h: Tensor, weight: Tensor, output: Tensor
+    ) -> None:
+        for index, view in inside:
+            columns = view.columns(weight)
+            if columns is not None:
+                before, after = (partial(view.by_example, n, part) for part in (..., columns))
+                self._note(index, view, h, output, before, after)
+
+    def _note(
+        self, index: int, view: LayerView, h: Tensor, output: Tensor, before: Arranged,
+        after: Arranged,
+    ) -> None:  # fmt: skip
+        """A layer was called: keep its input and the place of its output."""
         if self._pass is None or not output.requires_grad:
             return
-        h = args[0] if args else next(iter(kwargs.values()))
-        use = _Use(h.detach(), None if self.likelihood is None else get_gradient_edge(output))
+        edge = None if self.likelihood is None else get_gradient_edge(output)
+        use = _Use(view, before(h.detach()), edge, after)
         self._pass.uses.setdefault(index, []).append(use)
         if self.likelihood is None:
             output.register_hook(partial(self._arrived, self._pass, index, use))  # type: ignore[no-untyped-call]
@@ -138,11 +191,10 @@ class Tap:
         uses = current.uses.get(index)
         if uses is None or use.grads:
             return
-        scale = len(use.h) if self.reduction == "mean" and use.h.ndim > 1 else 1
-        use.grads = [grad.detach() * scale]
+        use.reached(grad)
         if all(other.grads for other in uses):
             del current.uses[index]
-            self.deliver(index, self._sample(self.views[index], uses, None))
+            self.deliver(index, self._sample(uses, None))
 
     def _score(self, current: _Pass, f: Tensor, output_nr: int, version: int, grad: Tensor) -> None:
         """True Fisher: the user's gradient has reached the logits; run our backward passes."""
@@ -171,25 +223,41 @@ class Tap:
         for index, listed in current.uses.items():
             reached = [use for use in listed if use.grads]
             if reached:
-                self.deliver(index, self._sample(self.views[index], reached, examples))
+                self.deliver(index, self._sample(reached, examples))
         current.uses.clear()
 
     def _output_gradients(self, f: Tensor, grad: Tensor) -> Iterator[Tensor]:
         assert self.likelihood is not None
-        counted = self.likelihood.counted(grad)
+        counted = self.likelihood.counted(f, grad)
         if counted is not None and not bool(counted.any()):
             return iter(())
         if self.fisher == "exact":
             return self.likelihood.columns(f, counted)
         return self.likelihood.draws(f, self.generator(f.device), self.samples, counted)
 
-    def _sample(self, view: LayerView, uses: list[_Use], examples: int | None) -> Sample:
+    def _sample(self, uses: list[_Use], examples: int | None) -> Sample:
         """Pair the rows of all uses; several uses are further positions of the same examples."""
-        a = concatenated([_by_example(view.input_rows(use.h), examples) for use in uses])
-        rows = [[_by_example(view.output_rows(x), examples) for x in use.grads] for use in uses]
-        g = torch.cat([torch.stack(columns, dim=-4) for columns in rows], dim=-2)
-        weight = next(iter(view.parameters().values()))
-        return Sample(a, g).to(statistics_dtype(weight.dtype))
+        inputs = [_by_example(use.view.input_rows(use.h), examples) for use in uses]
+        columns = [torch.stack([use.view.output_rows(x) for x in use.grads], -4) for use in uses]
+        outputs = [_by_example(rows, examples) for rows in columns]
+        if len({rows.shape[-3] for rows in inputs}) > 1:
+            inputs, outputs = _as_one(inputs), _as_one(outputs)
+        weight = next(iter(uses[0].view.parameters().values()))
+        dtype = statistics_dtype(weight.dtype)
+        sample = Sample(concatenated(inputs), torch.cat(outputs, dim=-2)).to(dtype)
+        scale = self._scale(sample.examples, examples)
+        return sample if scale == 1 else Sample(sample.a, sample.g * scale)
+
+    def _scale(self, count: int, examples: int | None) -> float:
+        """What turns the gradients that arrived into those of one example's nll.
+
+        Rows without a batch dimension (an embedding of positions) count as one example with the
+        sum of all gradients: targets drawn from the model are independent, so the square of the
+        sum is ``examples`` times the mean square, in expectation (V:A10).
+        """
+        if examples is not None:
+            return float((count / examples) ** 0.5)
+        return count if self.reduction == "mean" else 1
 
     # without a training loop --------------------------------------------------------------------
 
@@ -255,7 +323,7 @@ def _backward(root: GradientEdge, column: Tensor, uses: list[_Use]) -> None:
     inner = []
     for use in uses:
         if use.edge is None:
-            use.grads.append(column)  # this layer's output is the logits
+            use.reached(column)  # this layer's output is the logits
         else:
             inner.append(use)
     if not inner:
@@ -264,14 +332,33 @@ def _backward(root: GradientEdge, column: Tensor, uses: list[_Use]) -> None:
     found = torch.autograd.grad([root], edges, [column], retain_graph=True, allow_unused=True)
     for use, grad in zip(inner, found, strict=True):
         if grad is not None:
-            use.grads.append(grad)
+            use.reached(grad)
+
+
+def _as_it_is(z: Tensor) -> Tensor:
+    return z
+
+
+def _batch_first(z: Tensor) -> Tensor:
+    """``[t, n, k]`` as ``[n, t, k]``."""
+    return z.transpose(0, 1) if z.ndim == 3 else z
 
 
 def _by_example(rows: Rows, examples: int | None) -> Rows:
-    """Rows of a layer that saw ``[n t, k]`` back by example, as ``[n, t, k]``."""
+    """Rows of a layer that saw ``[n t, ...]`` back by example, as ``[n, t, k]``.
+
+    A count that is no multiple of ``examples`` has no batch dimension: it is one example.
+    """
     count, positions = rows.shape[-3:-1]
-    if examples is None or count == examples or positions != 1 or count % examples:
+    if examples is None or count == examples:
         return rows
+    n = examples if count % examples == 0 else 1
+    t = count * positions // n
     if isinstance(rows, OneHot):
-        return OneHot(rows.indices.reshape(examples, -1), rows.size)
-    return rows.reshape(*rows.shape[:-3], examples, count // examples, rows.shape[-1])
+        return OneHot(rows.indices.reshape(n, t), rows.size)
+    return rows.reshape(*rows.shape[:-3], n, t, rows.shape[-1])
+
+
+def _as_one(uses: list[Rows]) -> list[Rows]:
+    """All rows of all uses as positions of one example: their batches differ."""
+    return [_by_example(rows, 1) for rows in uses]

@@ -41,7 +41,10 @@ def test_tied_parameters_are_left_to_their_plain_gradient():
     model = mlp(3, 3, 3, 3)
     model[4].weight = model[0].weight
     assert names(model) == ["2"]
-    assert reasons(model) == {"0": "shares a parameter with 4", "4": "shares a parameter with 0"}
+    found = reasons(model)
+    assert found.keys() == {"0", "4"}
+    assert "shares weight with 4" in found["0"]
+    assert "shares weight with 0" in found["4"]
 
 
 def test_a_layer_that_shares_with_a_module_of_another_kind_is_left_over():
@@ -53,7 +56,7 @@ def test_a_layer_that_shares_with_a_module_of_another_kind_is_left_over():
     body = nn.Linear(3, 3)
     model = nn.ModuleDict({"body": body, "head": Head(body.weight)})
     assert names(model) == []
-    assert reasons(model)["body"] == "shares a parameter with head"
+    assert "shares weight with head" in reasons(model)["body"]
 
 
 def test_one_module_under_two_names_is_one_layer():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,9 +45,8 @@ class Diagonal(Block):
 
     def solve(self, M: Tensor) -> Tensor:
         """``M / (E[J^2] + damping)``; zero where both are zero."""
-        assert isinstance(self.damping, EigenvalueDamping)
         diagonal = self.squares.mean()
-        damped = diagonal + self.damping.ridge(diagonal.sum(), self.dim)
+        damped = diagonal + cast(EigenvalueDamping, self.damping).ridge(diagonal.sum(), self.dim)
         return torch.where(damped > 0, M / damped, torch.zeros_like(M))
 
     def product(self, M: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -93,10 +93,9 @@ class EigenCorrected(Block):
 
     def solve(self, M: Tensor) -> Tensor:
         """``U_G [(U_G^T M U_A) / (s + damping)] U_A^T``, ``4 o i (o + i)`` flop."""
-        assert isinstance(self.damping, EigenvalueDamping)
         A, G = self.basis.eigen()
         s = self.scales()
-        ridge = self.damping.ridge(s.sum(), self.dim)
+        ridge = cast(EigenvalueDamping, self.damping).ridge(s.sum(), self.dim)
         return linalg.rotated_quotient(G.vectors, A.vectors, M, s, ridge)
 
     def product(self, M: Tensor) -> Tensor:

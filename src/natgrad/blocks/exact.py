@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -62,9 +62,8 @@ class Exact(Block):
 
     def solve(self, M: Tensor) -> Tensor:
         """``(F_l + damping I)^-1 vec(M)``."""
-        assert isinstance(self.damping, EigenvalueDamping)
         l, U = self.get_buffer("F_values"), self.get_buffer("F_vectors")
-        ridge = self.damping.ridge(l.sum(), self.dim)
+        ridge = cast(EigenvalueDamping, self.damping).ridge(l.sum(), self.dim)
         return linalg.eigen_solve(Eigen(l, U), M.flatten(-2), ridge).reshape(M.shape)
 
     def product(self, M: Tensor) -> Tensor:

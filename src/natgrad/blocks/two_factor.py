@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from natgrad import linalg
 from natgrad.blocks.base import Block
-from natgrad.damping import FactoredDamping
+from natgrad.damping import EigenvalueDamping, FactoredDamping
 from natgrad.decompose import Decomposition, Factor
 from natgrad.linalg import Eigen
 from natgrad.sample import Sample
@@ -28,6 +28,7 @@ class TwoFactor(Block):
 
     def __init__(self, shape: tuple[int, int], **kwargs: Any) -> None:
         super().__init__(shape, **kwargs)
+        self._factored = isinstance(self.damping, FactoredDamping)
         o, i = shape
         A_shape = (i,) if self.diagonal_input else (i, i)
         self.A, self.G = self._moment(*A_shape), self._moment(o, o)
@@ -41,10 +42,6 @@ class TwoFactor(Block):
         if not self.diagonal_input:
             self._zeros("A_vectors", i, i)
 
-    @property
-    def _factored(self) -> bool:
-        return isinstance(self.damping, FactoredDamping)
-
     @abstractmethod
     def matrices(self) -> tuple[Tensor, Tensor]:
         """``(A, G)`` with ``F_l ~ G (x) A``; ``A`` a vector where the input is diagonal."""
@@ -53,10 +50,10 @@ class TwoFactor(Block):
         """``A`` and ``G``, with their ridges if the damping is factored."""
         A, G = self.matrices()
         diagonal = self.diagonal_input
-        if not isinstance(self.damping, FactoredDamping):
+        if not self._factored:
             return {"A": Factor(A, diagonal=diagonal), "G": Factor(G)}
         trace_A = (A.mean(-1) if diagonal else linalg.mean_diagonal(A))[..., None, None]
-        ridge_A, ridge_G = self.damping.ridges(trace_A, G)
+        ridge_A, ridge_G = cast(FactoredDamping, self.damping).ridges(trace_A, G)
         return {"A": Factor(A, ridge_A, diagonal), "G": Factor(G, ridge_G)}
 
     def load(self, decompositions: Mapping[str, Decomposition]) -> None:
@@ -72,11 +69,11 @@ class TwoFactor(Block):
 
     def solve(self, M: Tensor) -> Tensor:
         """``G^-1 M A^-1``, ``2 o i (o + i)`` flop; twice that in the eigenbases."""
-        if isinstance(self.damping, FactoredDamping):
+        if self._factored:
             return linalg.kron_solve(self.get_buffer("G_inverse"), self.get_buffer("A_inverse"), M)
         A, G = self.eigen()
         trace = A.values.sum(-1) * G.values.sum(-1)
-        ridge = self.damping.ridge(trace.sum(), self.dim)
+        ridge = cast(EigenvalueDamping, self.damping).ridge(trace.sum(), self.dim)
         return linalg.kron_eigen_solve(G, A, M, ridge)
 
     def solve_rows(self, rows: Sample) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
+from types import EllipsisType
 from typing import Any
 
 from torch import Tensor, nn
@@ -101,9 +102,9 @@ class ProjectionView(AffineView):
         return slice(start, stop) if start >= 0 and stop <= len(weight) else None
 
     @staticmethod
-    def by_example(z: Tensor, n: int) -> Tensor:
-        """``[t, n, k]`` or ``[t n, k]``, which is what the calls see, as ``[n, t, k]``."""
-        return z.reshape(-1, n, z.shape[-1]).transpose(0, 1)
+    def by_example(n: int, columns: slice | EllipsisType, z: Tensor) -> Tensor:
+        """Columns of ``[t, n, k]`` or ``[t n, k]``, as the calls see it, as ``[n, t, k]``."""
+        return z.reshape(-1, n, z.shape[-1]).transpose(0, 1)[..., columns]
 
 
 def _trained(weight: Tensor) -> bool:

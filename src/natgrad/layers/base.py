@@ -14,7 +14,6 @@ from natgrad.sample import InputRows
 __all__ = ["LayerView", "Slot", "Uncovered", "rows_of", "with_ones"]
 
 
-
 @dataclass(frozen=True)
 class Uncovered:
     """A module whose parameters keep their plain gradient, and why."""

@@ -14,10 +14,11 @@ __all__ = ["ConvView", "grouped_rows", "unfolded"]
 
 
 class ConvView(AffineView):
-    """``z_t = W [patch_t; 1]``: patches ``[C_in / q, *kernel]`` in the order of ``weight.flatten(1)``.
+    """``z_t = W [patch_t; 1]`` at every output position ``t``, ``W = [weight.flatten(1), b]``.
 
-    Stride, dilation and every padding mode are in the patches (V:C21). A convolution in ``q``
-    groups is ``q`` maps side by side, each of its own channels; depthwise is one group per channel.
+    Stride, dilation and every padding mode are in the patches ``[C_in / q, *kernel]`` (V:C21). A
+    convolution in ``q`` groups is ``q`` maps side by side, each of its own channels; depthwise is
+    one channel per group.
     """
 
     module: nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -83,12 +84,13 @@ def grouped_rows(patches: Tensor, q: int, ones: bool) -> Tensor:
     out, kernel = patches.shape[2 : 2 + dims], patches.shape[2 + dims :]
     i = C // q * prod(kernel)
     rows = patches.new_ones(q, n, prod(out), i + ones)
-    place = rows[..., :i].unflatten(-1, (C // q, *kernel)).unflatten(2, out)
-    place.copy_(patches.unflatten(1, (q, C // q)).movedim(1, 0).movedim(2, 2 + dims))
+    place = rows[..., :i].view(q, n, *out, C // q, *kernel)
+    by_group = patches.view(n, q, C // q, *out, *kernel).movedim(1, 0)
+    place.copy_(by_group.movedim(2, 2 + dims))
     return rows if q > 1 else rows.squeeze(0)
 
 
 def channel_rows(z: Tensor, q: int) -> Tensor:
     """``[n, C, *space]`` as ``[(q,) n, t, C / q]``."""
-    rows = z.flatten(2).unflatten(1, (q, -1)).movedim(1, 0).mT
+    rows = z.reshape(z.shape[0], q, z.shape[1] // q, -1).movedim(1, 0).mT
     return rows if q > 1 else rows.squeeze(0)

@@ -49,7 +49,8 @@ class ConvTransposeView(AffineView):
 
     def _padding(self) -> list[int]:
         """What :func:`torch.nn.functional.pad` takes: last dimension first, near and far end."""
-        conv, padding = self.module, []
+        conv = self.module
+        padding: list[int] = []
         for k, d, p, extra in zip(
             conv.kernel_size, conv.dilation, cast(tuple[int, ...], conv.padding),
             conv.output_padding, strict=True,
@@ -65,7 +66,7 @@ class ConvTransposeView(AffineView):
         """``weight [C_in, C_out / q, *kernel]`` with the kernel flipped, output channels first."""
         q = self.module.groups
         flipped = weight.flip(tuple(range(2, weight.ndim)))
-        W = flipped.unflatten(0, (q, -1)).transpose(1, 2).flatten(2)
+        W = flipped.view(q, -1, *weight.shape[1:]).transpose(1, 2).flatten(2)
         return W if q > 1 else W.squeeze(0)
 
     def matrix_as_weight(self, W: Tensor) -> Tensor:
@@ -83,5 +84,6 @@ def _spread(h: Tensor, stride: tuple[int, ...]) -> Tensor:
         return h
     space = [(size - 1) * s + 1 for size, s in zip(h.shape[2:], stride, strict=True)]
     spread = h.new_zeros(*h.shape[:2], *space)
-    spread[(..., *(slice(None, None, s) for s in stride))] = h
+    steps = tuple(slice(None, None, s) for s in stride)
+    spread[(slice(None), slice(None), *steps)] = h
     return spread

@@ -101,8 +101,9 @@ class NormView(LayerView):
     def _batched(self, z: Tensor) -> Tensor:
         """An input ``[C, *space]`` of InstanceNorm is one example."""
         m = self.module
-        single = isinstance(m, _InstanceNorm) and z.ndim == m._get_no_batch_dim()
-        return z.unsqueeze(0) if single else z
+        if isinstance(m, _InstanceNorm) and z.ndim == m._get_no_batch_dim():  # type: ignore[no-untyped-call]
+            return z.unsqueeze(0)
+        return z
 
     def _normalized(self, h: Tensor) -> Tensor:
         """The layer's output before scale and shift; running statistics stay as they are."""

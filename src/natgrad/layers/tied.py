@@ -50,8 +50,8 @@ def untied(
         if not others:
             covered.append(view)
             continue
-        for each in (view, *view.twins):
-            tied.append(Uncovered(each.name, each.module, _reason(view, others)))
+        reason = _reason(view, others)
+        tied += [Uncovered(each.name, each.module, reason) for each in (view, *view.twins)]
     return covered, tied
 
 

@@ -6,7 +6,9 @@ from html.parser import HTMLParser
 import pytest
 
 from natgrad.lab.report import write_report
-from natgrad.lab.report.page import linked
+from natgrad.lab.report.page import linked, page
+from natgrad.lab.report.read import read_results
+from natgrad.lab.report.summary import summary_of
 
 from .conftest import learning, write_comparison, write_manifest, write_run
 
@@ -45,6 +47,11 @@ def html(tmp_path_factory):
     return write_report(folder).read_text(encoding="utf-8")
 
 
+def page_of(folder):
+    results = read_results(folder)
+    return page(results, summary_of(results))
+
+
 def outline(html):
     parser = Outline()
     parser.feed(html)
@@ -54,19 +61,19 @@ def outline(html):
 
 
 def test_needs_nothing_beside_it(html):
-    page = outline(html)
+    parsed = outline(html)
     assert "<script" not in html
     assert "@import" not in html
-    assert {tag for tag, _ in page.external} == {"a"}
+    assert {tag for tag, _ in parsed.external} == {"a"}
     outside = re.sub(r'<a href="[^"]*">[^<]*</a>', "", html)
     assert not re.search(r"https?://", outside)
 
 
 def test_ids_are_unique_and_references_meet_them(html):
-    page = outline(html)
-    assert len(page.ids) == len(set(page.ids))
-    assert set(page.references) <= set(page.ids)
-    assert page.references
+    parsed = outline(html)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert set(parsed.references) <= set(parsed.ids)
+    assert parsed.references
 
 
 def test_names_no_local_path_nor_host(html, tmp_path_factory):
@@ -109,7 +116,7 @@ def test_escapes_names(tmp_path):
         status="interrupted",
     )
     write_run(tmp_path / "runs" / "<b>x" / "seed0", learning(0, 1.0, 1.0))
-    html = write_report(tmp_path).read_text(encoding="utf-8")
+    html = page_of(tmp_path)
     assert "<script" not in html
     assert "<b>x" not in html
     assert "<i>" not in html
@@ -120,7 +127,7 @@ def test_escapes_names(tmp_path):
 def test_a_bare_manifest_makes_a_page(tmp_path):
     (tmp_path / "manifest.json").write_text('{"schema": 1}')
     write_run(tmp_path / "runs" / "kfac" / "seed0", learning(0, 1.0, 1.0)[:1], "running")
-    html = write_report(tmp_path).read_text(encoding="utf-8")
+    html = page_of(tmp_path)
     assert "No run has finished yet." in html
     outline(html)
 

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from natgrad.lab.errors import LabError, UsageError
+from natgrad.lab.folder import Results, RunFolder, open_results
+
+
+def test_rows_survive_a_cut_off_line(tmp_path: Path) -> None:
+    place = RunFolder(tmp_path)
+    place.append({"update": 0})
+    place.append({"update": 1})
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write('{"update": 2')
+    assert place.rows() == [{"update": 0}, {"update": 1}]
+
+
+def test_rows_are_finite(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        RunFolder(tmp_path).append({"loss": float("nan")})
+
+
+def test_rows_can_be_set_back(tmp_path: Path) -> None:
+    place = RunFolder(tmp_path / "new")
+    place.set_rows([{"update": 0}])
+    place.append({"update": 1})
+    place.set_rows(place.rows()[:1])
+    assert place.rows() == [{"update": 0}]
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = RunFolder(tmp_path)
+    place.save_checkpoint({"update": 1})
+
+    def fails(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="disk full"):
+        place.save_checkpoint({"update": 2})
+    assert place.load_checkpoint() == {"update": 1}
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    place = RunFolder(tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(LabError, match=r"checkpoint\.pt is damaged"):
+        place.load_checkpoint()
+
+
+def test_a_manifest_is_updated_entry_by_entry(tmp_path: Path) -> None:
+    results = Results(tmp_path / "new")
+    assert results.manifest() == {}
+    results.update_manifest(status="running", tuned={})
+    results.update_manifest(status="finished")
+    assert results.manifest() == {"status": "finished", "tuned": {}}
+
+
+def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(LabError, match=r"manifest\.json is damaged"):
+        Results(tmp_path).manifest()
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UsageError, match="not empty; add --resume"):
+        open_results(tmp_path, resume=False)
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to resume"):
+        open_results(tmp_path / "absent", resume=True)
+
+
+def test_a_place_that_can_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(LabError, match="can't write results to"):
+            open_results(path, resume=False)
