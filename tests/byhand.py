@@ -96,4 +96,6 @@ def dense(structure: str, a: Tensor, g: Tensor, shared: str = "expand") -> Tenso
     A, G = (tkfac if "tk" in structure or "tek" in structure else kfac)(
         *(reduced(a, g) if shared == "reduce" else (a, g))
     )
-    return corrected(A, G, a, g) if "ek" in structure else torch.kron(G, A)
+    return (
+        corrected(A, G, a, g) if "ek" in structure else torch.kron(G.contiguous(), A.contiguous())
+    )

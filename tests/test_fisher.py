@@ -1,4 +1,4 @@
-"""``fisher()``: every structure and kind against the oracle, and the operator against its matrix."""
+"""``fisher()``: every structure and every kind against the oracle."""
 
 from __future__ import annotations
 
@@ -147,21 +147,11 @@ def test_streamed_batches_are_one_batch(structure, sizes, kind):
     assert relative(streamed.dense(), whole.dense()) < 1e-9
 
 
-@every_seed
-def test_a_layer_used_twice_adds_up_the_gradients_of_its_uses(seed):
-    net, x = mlp(3, 3, seed=seed), normal(9, 3, seed=seed)
-    twice = nn.Sequential(net[0], nn.Tanh(), net[0])
-    oracles = oracle.blocks(twice, x, "gaussian")["0"]
-    for structure in ("dense", "block"):
-        found = natgrad.fisher(twice, x, LIKELIHOODS["gaussian"], structure=structure)
-        assert relative(found.dense(), assembled(twice, {"0": oracles})) < 1e-12
-
-
 def test_an_unknown_structure_kind_or_a_missing_target_is_refused():
     net, x = network("rows", 0)
-    with pytest.raises(ValueError, match="structure must be one of 'dense', .* 'shampoo'"):
+    with pytest.raises(ValueError, match=r"structure must be one of 'dense', .* 'shampoo'"):
         natgrad.fisher(net, x, Categorical(), structure="shampoo")
-    with pytest.raises(ValueError, match="kind must be .* got 'true'"):
+    with pytest.raises(ValueError, match=r"kind must be .* got 'true'"):
         natgrad.fisher(net, x, Categorical(), kind="true")
     with pytest.raises(ValueError, match="needs targets="):
         natgrad.fisher(net, x, Categorical(), kind="empirical")

@@ -1,4 +1,4 @@
-"""Calls of ``torch.nn.functional.linear`` made inside a module's forward, as they happen."""
+"""What can be seen of a layer's call: calls inside a module, outputs changed in place later."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Heard", "listen", "unlisten"]
+__all__ = ["Heard", "listen", "unlisten", "whole"]
 
 Heard: TypeAlias = Callable[[Tensor, Tensor, Tensor], None]  #: told input, weight and output
 
@@ -36,3 +36,15 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, **kwargs:
     for heard in tuple(_listeners):
         heard(input, weight, output)
     return output
+
+
+def whole(output: Tensor) -> Tensor:
+    """The tensor that ``output`` is a mere reshape of, or ``output`` itself.
+
+    A Linear layer on sequences returns such a view. An operation in place on a view takes the
+    view's own node out of the graph, but not its base's: that is where gradients surely pass.
+    """
+    base = output._base
+    if base is None or not base.requires_grad or base.numel() != output.numel():
+        return output
+    return base if base.is_contiguous() and output.is_contiguous() else output

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from natgrad.calls import whole
 from natgrad.layers import LayerView
+from natgrad.layers.attention import ProjectionView
 from natgrad.sample import Sample, statistics_dtype
 
 __all__ = ["FusedGradients"]
@@ -55,7 +57,8 @@ class FusedGradients:
 
     def _attach(self) -> Iterator[RemovableHandle]:
         for index, view in enumerate(self.views):
-            for each in () if view.functional else (view, *view.twins):
+            modules = [] if isinstance(view, ProjectionView) else [view, *view.twins]
+            for each in modules:
                 yield each.module.register_forward_pre_hook(partial(self._freeze, index))
                 yield each.module.register_forward_hook(
                     partial(self._thaw, index, each), with_kwargs=True, always_call=True
@@ -82,18 +85,20 @@ class FusedGradients:
         if not output.requires_grad:  # a clone, for a leaf could not be changed in place later
             output = output.requires_grad_(True).clone()
         h = args[0] if args else next(iter(kwargs.values()))
-        hook = partial(self._arrived, index, view, parameters, h.detach())
-        output.register_hook(hook)  # type: ignore[no-untyped-call]
+        hook = partial(self._arrived, index, view, parameters, h.detach(), output.shape)
+        whole(output).register_hook(hook)  # type: ignore[no-untyped-call]
         return output
 
     @torch.no_grad()
     def _arrived(
-        self, index: int, view: LayerView, parameters: list[nn.Parameter], h: Tensor, grad: Tensor
-    ) -> None:
+        self, index: int, view: LayerView, parameters: list[nn.Parameter], h: Tensor,
+        shape: torch.Size, grad: Tensor,
+    ) -> None:  # fmt: skip
         if self.ignored():
             return
         dtype = statistics_dtype(parameters[0].dtype)
-        sample = Sample(view.input_rows(h), view.output_rows(grad).unsqueeze(-4)).to(dtype)
+        g = view.output_rows(grad.reshape(shape)).unsqueeze(-4)
+        sample = Sample(view.input_rows(h), g).to(dtype)
         U = self.solve(index, sample)
         for p in parameters:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad

@@ -76,6 +76,9 @@ def report_on(
         reason = "" if block.is_ready else "until its first statistics: plain gradient"
         for p in view.parameters().values():
             kind = type(block).__name__
+            if id(p) in rows:  # several blocks share it, each has some of its rows
+                memory += rows[id(p)].bytes
+                sizes = "; ".join(filter(None, [rows[id(p)].block, sizes]))
             rows[id(p)] = Row(names[id(p)], tuple(p.shape), kind, sizes, memory, reason)
             memory, sizes = 0, ""
     for entry in uncovered:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from natgrad.calls import Heard, listen, unlisten
+from natgrad.calls import Heard, listen, unlisten, whole
 from natgrad.layers import LayerView
 from natgrad.layers.attention import ProjectionView
 from natgrad.likelihood import Likelihood
@@ -44,13 +44,14 @@ class _Use:
 
     view: LayerView
     h: Tensor  #: the input, arranged
+    shape: torch.Size  #: of the output
     edge: GradientEdge | None  #: place in the graph; None where the output is the logits
     arranged: Arranged  #: puts the batch first, and picks the layer's part of the output
     grads: list[Tensor] = field(default_factory=list)
 
     def reached(self, grad: Tensor) -> None:
         """A gradient with respect to the output has arrived."""
-        self.grads.append(self.arranged(grad.detach()))
+        self.grads.append(self.arranged(grad.detach().reshape(self.shape)))
 
 
 @dataclass
@@ -166,11 +167,12 @@ class Tap:
         """A layer was called: keep its input and the place of its output."""
         if self._pass is None or not output.requires_grad:
             return
-        edge = None if self.likelihood is None else get_gradient_edge(output)
-        use = _Use(view, before(h.detach()), edge, after)
+        place = whole(output)
+        edge = None if self.likelihood is None else get_gradient_edge(place)
+        use = _Use(view, before(h.detach()), output.shape, edge, after)
         self._pass.uses.setdefault(index, []).append(use)
         if self.likelihood is None:
-            output.register_hook(partial(self._arrived, self._pass, index, use))  # type: ignore[no-untyped-call]
+            place.register_hook(partial(self._arrived, self._pass, index, use))  # type: ignore[no-untyped-call]
 
     def _end(self, model: nn.Module, args: Any, output: Any) -> None:
         current, self._pass = self._pass, None

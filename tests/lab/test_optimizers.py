@@ -56,6 +56,18 @@ def test_muon_takes_hidden_matrices_and_leaves_the_rest_to_adamw() -> None:
     assert {id(p) for group in rest.param_groups for p in group["params"]} == others
 
 
+def test_muon_leaves_embeddings_to_adamw() -> None:
+    net = nn.Sequential(nn.Embedding(7, 5), nn.Linear(5, 4), nn.Linear(4, 3))
+    joint = build("muon", Task(net, Categorical()), {})
+    assert isinstance(joint, Joint)
+    assert [p.shape for p in joint.members[0].param_groups[0]["params"]] == [(4, 5)]
+
+
+def test_muon_needs_something_to_do() -> None:
+    with pytest.raises(UsageError, match="hidden weight matrix"):
+        build("muon", Task(mlp((5, 3)), Categorical()), {})
+
+
 def test_a_schedule_reaches_every_member_also_after_loading() -> None:
     one = task()
     joint = build("muon", one, {"lr": 1.0})

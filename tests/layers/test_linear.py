@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from natgrad.layers import LinearView
+from tests.layers import laws
 from tests.networks import normal
 
 
@@ -98,3 +99,15 @@ def test_a_half_precision_gradient_keeps_its_dtype():
 
 def test_a_view_prints_the_layer_it_reads():
     assert repr(view(3, 2)) == "LinearView('layer', 2x4)"
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    leading=st.lists(st.integers(1, 3), max_size=2),
+    i=st.integers(1, 4),
+    o=st.integers(1, 4),
+    bias=st.booleans(),
+)
+def test_laws(leading, i, o, bias):
+    x = normal(3, *leading, i)
+    laws.check(laws.with_head(nn.Linear(i, o, bias=bias), x), x)

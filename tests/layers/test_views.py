@@ -37,28 +37,6 @@ def test_modules_with_parameters_that_no_view_reads_are_left_over_by_name():
     assert reasons(model) == {"0": "no view for Odd"}
 
 
-def test_tied_parameters_are_left_to_their_plain_gradient():
-    model = mlp(3, 3, 3, 3)
-    model[4].weight = model[0].weight
-    assert names(model) == ["2"]
-    found = reasons(model)
-    assert found.keys() == {"0", "4"}
-    assert "shares weight with 4" in found["0"]
-    assert "shares weight with 0" in found["4"]
-
-
-def test_a_layer_that_shares_with_a_module_of_another_kind_is_left_over():
-    class Head(nn.Module):
-        def __init__(self, weight: nn.Parameter) -> None:
-            super().__init__()
-            self.weight = weight
-
-    body = nn.Linear(3, 3)
-    model = nn.ModuleDict({"body": body, "head": Head(body.weight)})
-    assert names(model) == []
-    assert "shares weight with head" in reasons(model)["body"]
-
-
 def test_one_module_under_two_names_is_one_layer():
     layer = nn.Linear(3, 3)
     assert names(nn.Sequential(layer, nn.ReLU(), layer)) == ["0"]
@@ -95,3 +73,53 @@ def test_a_weight_that_is_computed_from_other_parameters_is_left_over(wrap):
     model = nn.Sequential(nn.Linear(3, 3), wrap(nn.Linear(3, 3)))
     assert names(model) == ["0"]
     assert "1" in reasons(model)
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (nn.LSTM(2, 3), "recurrent layers apply"),
+        (nn.GRU(2, 3, bidirectional=True), "recurrent layers apply"),
+        (nn.RNN(2, 3), "recurrent layers apply"),
+        (nn.GRUCell(2, 3), "recurrent cells apply"),
+        (nn.Bilinear(2, 3, 4), "bilinear"),
+        (nn.PReLU(), "slope of PReLU"),
+        (nn.EmbeddingBag(5, 2), "embedding bag"),
+        (nn.LazyLinear(3), "not initialised yet: run one forward first"),
+        (nn.LazyConv2d(3, 2), "not initialised yet: run one forward first"),
+        (nn.LazyBatchNorm1d(), "not initialised yet: run one forward first"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_layers_that_no_view_can_read_are_named_with_the_reason(module, reason):
+    model = nn.ModuleDict({"body": module, "head": nn.Linear(2, 2)})
+    assert names(model) == ["head"]
+    assert reason in reasons(model)["body"]
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazy_layer_is_covered_once_it_is_initialised():
+    model = nn.Sequential(nn.LazyConv1d(3, 2), nn.Flatten(), nn.LazyLinear(2))
+    model(torch.ones(2, 3, 4))
+    assert names(model) == ["0", "2"]
+
+
+def test_a_frozen_subtree_is_left_alone():
+    layer = nn.TransformerEncoderLayer(4, 2, 5)
+    layer.self_attn.requires_grad_(False)
+    layer.norm1.requires_grad_(False)
+    model = nn.Sequential(layer, nn.Linear(4, 2))
+    assert names(model) == ["0.linear1", "0.linear2", "0.norm2", "1"]
+    left = reasons(model)
+    assert left.keys() == {"0.self_attn", "0.self_attn.out_proj", "0.norm1"}
+    assert set(left.values()) == {"frozen (requires_grad=False)"}
+
+
+def test_modules_of_sequence_first_transformers_are_marked():
+    model = nn.Sequential(
+        nn.TransformerEncoderLayer(4, 2, 5),
+        nn.TransformerEncoderLayer(4, 2, 5, batch_first=True),
+        nn.Linear(4, 2),
+    )
+    marked = {view.name.split(".")[0] for view in views_of(model)[0] if view.sequence_first}
+    assert marked == {"0"}

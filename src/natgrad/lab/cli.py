@@ -19,7 +19,7 @@ from natgrad.lab.comparison import Plan, compare
 from natgrad.lab.errors import INTERRUPTED, LabError, UsageError, unknown
 from natgrad.lab.folder import Results, open_results
 from natgrad.lab.manifest import check_unchanged, plan_of, written
-from natgrad.lab.optimizers import BUILDERS, parse
+from natgrad.lab.optimizers import BUILDERS, Task, build, parse
 from natgrad.lab.progress import progress_for
 from natgrad.lab.recipe import Recipe, load, names
 from natgrad.lab.running import Interruption
@@ -174,8 +174,7 @@ def _carry_out(
     if resume and out is None:
         raise UsageError("--resume needs --out, the folder to go on with")
     folder = out or Path("runs") / f"{plan.recipe.name}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
-    for name in plan.tuned():
-        plan.recipe.grid(name)
+    _check(plan)
     if resume:
         results = open_results(folder, resume=True)
         recorded = plan_of(results.manifest())
@@ -199,6 +198,14 @@ def _carry_out(
         _tell_how_to_resume(results, verb, plan.recipe.name, data)
         raise typer.Exit(INTERRUPTED)
     _report(folder)
+
+
+def _check(plan: Plan) -> None:
+    """Refuse what the plan's optimizers will not take, before anything is written."""
+    for name in plan.tuned():
+        plan.recipe.grid(name)
+    for name, settings in plan.settings.items():
+        build(name, Task(plan.recipe.network(), plan.recipe.likelihood), settings)
 
 
 def _report(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from natgrad.lab.recipe import Recipe
 from natgrad.lab.running import Status, Watch, carry_out, is_over
 from natgrad.lab.training import Budget, Run
 
-__all__ = ["Plan", "best_index", "compare", "on_edge"]
+__all__ = ["Plan", "best_index", "compare", "on_edge", "settled"]
 
 TUNING_SEED = 0
 
@@ -59,7 +60,8 @@ class Plan:
         points = len(self.recipe.grid(self.tuned()[0]))
         return (
             f"each optimizer's {points} grid points trained from seed {TUNING_SEED} for "
-            f"{self.tuning_budget()}; the lowest final validation loss is taken"
+            f"{self.tuning_budget()}; the lowest validation loss is taken, averaged over the last "
+            "quarter of the evaluations"
         )
 
 
@@ -74,13 +76,17 @@ def compare(
         ``"finished"``, or ``"interrupted"`` when ``stop`` said so.
     """
     chosen: dict[str, dict[str, Any]] = {}
+    tuning: dict[str, list[float | None]] = {}
     for name in plan.optimizers:
         if name in plan.settings:
             found = complete(name, plan.settings[name])
         else:
-            index = _tune(plan, name, splits, results, watch, stop)
-            if stop():
+            losses = _tune(plan, name, splits, results, watch, stop)
+            if losses is None:
                 return "interrupted"
+            tuning[name] = losses
+            results.update_manifest(tuning_losses=tuning)
+            index = best_index(losses)
             if index is None:
                 watch.say(f"{name}: every point of its grid diverged; it is left out")
                 continue
@@ -106,8 +112,8 @@ def _tune(
     results: Results,
     watch: Watch,
     stop: Callable[[], bool],
-) -> int | None:
-    """The best point of an optimizer's grid; None if all diverged, or when stopped."""
+) -> list[float | None] | None:
+    """What each point of an optimizer's grid reached, None where diverged; None when stopped."""
     losses: list[float | None] = []
     for index, settings in enumerate(plan.recipe.grid(name)):
         run = Run(plan.recipe, name, settings, TUNING_SEED, plan.tuning_budget(), tuning=True)
@@ -117,8 +123,18 @@ def _tune(
         elif carry_out(run, splits, place, watch, stop) == "interrupted":
             return None
         finished = place.status()["status"] == "finished"
-        losses.append(place.rows()[-1]["validation_loss"] if finished else None)
-    return best_index(losses)
+        losses.append(settled(place.rows()) if finished else None)
+    return losses
+
+
+def settled(rows: Sequence[Mapping[str, Any]]) -> float:
+    """The mean validation loss over the last quarter of the evaluations.
+
+    The last one alone would favour settings that happen to dip there: a constant learning rate
+    leaves the loss noisy to the end.
+    """
+    last = rows[-max(1, len(rows) // 4) :]
+    return statistics.fmean(row["validation_loss"] for row in last)
 
 
 def best_index(losses: Sequence[float | None]) -> int | None:

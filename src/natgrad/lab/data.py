@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,18 @@ from torch import Tensor
 
 from natgrad.lab.errors import DataMissingError
 from natgrad.lab.images import ImageSet, read_images
+from natgrad.lab.text import read_kjv, sequences
 
-__all__ = ["DIGITS", "MNIST", "MNIST_PIXELS", "DataSet", "Pair", "Splits"]
+__all__ = [
+    "CIFAR10_JPEG",
+    "DIGITS",
+    "KJV",
+    "MNIST",
+    "MNIST_PIXELS",
+    "DataSet",
+    "Pair",
+    "Splits",
+]
 
 
 @dataclass(frozen=True)
@@ -123,10 +134,50 @@ def _pixels(images: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(images.reshape(len(images), -1).astype(np.float32) / 255)
 
 
+CIFAR_IMAGES = ImageSet(folder="cifar10-jpeg", hub="uoft-cs/cifar10", mode="RGB")
+CIFAR_VALIDATION = 5_000
+CIFAR_MEAN, CIFAR_SD = (0.4913, 0.4821, 0.4465), (0.2452, 0.2428, 0.2606)
+
+
+def _cifar10(folder: Path | None) -> Splits:
+    train, test = read_images(CIFAR_IMAGES, ("train", "test"), folder)
+    x, y = _channels(train.images), torch.from_numpy(train.labels)
+    kept = len(x) - min(CIFAR_VALIDATION, len(x) // 10)
+    return Splits(
+        Pair(x[:kept], y[:kept]),
+        Pair(x[kept:], y[kept:]),
+        Pair(_channels(test.images), torch.from_numpy(test.labels)),
+        f"{train.source}; {test.source}",
+    )
+
+
+def _channels(images: NDArray[np.uint8]) -> Tensor:
+    """Colour images ``[n, h, w, 3]`` as ``[n, 3, h, w]``, channels of mean 0 and variance 1."""
+    pixels = torch.from_numpy(images).movedim(-1, 1).to(torch.float32, copy=True) / 255
+    shift, scale = (torch.tensor(each).view(3, 1, 1) for each in (CIFAR_MEAN, CIFAR_SD))
+    return pixels.sub_(shift).div_(scale).contiguous()
+
+
+def _kjv(length: int, folder: Path | None) -> Splits:
+    train, validation, test, source = read_kjv(folder)
+    pairs = (Pair(*sequences(verses, length)) for verses in (train, validation, test))
+    return Splits(next(pairs), next(pairs), next(pairs), source)
+
+
 DIGITS = DataSet(
     "scikit-learn digits (8x8)",
     "1,197 / 300 / 300 after one shuffle with a fixed seed",
     _digits,
+)
+#: the pixels are not the original ones: every figure says so
+CIFAR10_JPEG = DataSet(
+    "CIFAR-10 (JPEG)", "the last 5,000 of the 50,000 training images are for validation", _cifar10
+)
+#: sequences of 64 characters of the King James Bible
+KJV = DataSet(
+    "King James Bible, characters",
+    "by book: up to Acts, Romans to Philemon (validation), Hebrews to Revelation (test)",
+    partial(_kjv, 64),
 )
 MNIST_SPLIT = "the last 10,000 of the 60,000 training images are the validation set"
 MNIST = DataSet("MNIST", MNIST_SPLIT, _mnist)

@@ -59,19 +59,24 @@ def adamw(
 
 
 def muon(task: Task, *, lr: float = 1e-3, momentum: float = 0.95) -> torch.optim.Optimizer:
-    """Muon (Jordan et al. 2024) for hidden weight matrices, AdamW for the output layer and biases.
+    """Muon (Jordan et al. 2024) for hidden weight matrices, AdamW for everything else.
+
+    The output layer (the last matrix), embeddings, convolutions and biases are AdamW's.
 
     Updates are scaled to the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982), so
     that one learning rate serves both. No decoupled decay: the recipe's L2 penalty is the only one.
     """
     if not hasattr(torch.optim, "Muon"):
         raise UsageError(f"muon needs torch 2.9 or newer, this is torch {torch.__version__}")
-    matrices = [p for p in task.model.parameters() if p.ndim == 2]
-    hidden = {id(p) for p in matrices[:-1]}
-    rest = [p for p in task.model.parameters() if id(p) not in hidden]
+    tables = {id(m.weight) for m in task.model.modules() if isinstance(m, nn.Embedding)}
+    matrices = [p for p in task.model.parameters() if p.ndim == 2 and id(p) not in tables]
+    hidden = matrices[:-1]
+    rest = [p for p in task.model.parameters() if all(p is not q for q in hidden)]
+    if not hidden:
+        raise UsageError("muon needs a hidden weight matrix; the network has none")
     return Joint(
         torch.optim.Muon(
-            matrices[:-1], lr=lr, momentum=momentum, weight_decay=0.0,
+            hidden, lr=lr, momentum=momentum, weight_decay=0.0,
             adjust_lr_fn="match_rms_adamw",
         ),
         torch.optim.AdamW(rest, lr=lr, weight_decay=0.0),
@@ -84,8 +89,8 @@ def kfac(
     lr: float = 0.03,
     momentum: float = 0.9,
     damping: float = 0.03,
-    stats_every: int = 5,
-    refresh_every: int = 25,
+    stats_every: int = 10,
+    refresh_every: int = 50,
     decay: float = 0.95,
 ) -> torch.optim.Optimizer:
     """K-FAC with the sampled Fisher of the recipe's likelihood."""

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from natgrad.lab.metrics import Metric
@@ -17,7 +19,7 @@ from natgrad.lab.training import Run, Training
 
 __all__ = ["LiveProgress", "PlainProgress", "clock", "progress_for"]
 
-REFRESH_EVERY_S = 0.1
+BAR_WIDTH = 20
 LINE_EVERY_S = 5.0
 
 
@@ -84,7 +86,7 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """Two bars: the present run with its figures, and all runs.
+    """Three lines that stay in place: the run with its pace, its figures, all runs.
 
     Args:
         console: a terminal.
@@ -93,22 +95,15 @@ class LiveProgress:
 
     def __init__(self, console: Console, total: int) -> None:
         self.console, self.total, self.count = console, total, 0
-        self.bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=20),
-            _Figures(),
-            console=console,
-            refresh_per_second=8,
-        )
-        self._all: TaskID | None = None
-        self._one: TaskID | None = None
-        self._pace, self._since, self._shown = Pace(), time.monotonic(), 0.0
-        self._done_before = 0
+        self._training: Training | None = None
         self._row: Row = {}
+        self._pace, self._since, self._skipped = Pace(), time.monotonic(), 0
+        self._live = Live(
+            console=console, get_renderable=self._lines, refresh_per_second=8, transient=True
+        )
 
     def __enter__(self) -> LiveProgress:
-        self.bars.start()
-        self._all = self.bars.add_task(f"all {self.total} runs", total=self.total, text="")
+        self._live.start()
         return self
 
     def __exit__(
@@ -117,21 +112,14 @@ class LiveProgress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.bars.stop()
+        self._live.stop()
 
     def begin(self, training: Training) -> None:
         """A run begins, or goes on."""
-        self._pace, self._row = Pace(training), {}
-        if self._one is not None:
-            self.bars.remove_task(self._one)
-        self._one = self.bars.add_task(str(training.run), total=1.0, text="")
+        self._training, self._pace, self._row = training, Pace(training), {}
 
     def advance(self, training: Training, loss: float) -> None:
-        """A step was made."""
-        now = time.monotonic()
-        if now - self._shown >= REFRESH_EVERY_S:
-            self._shown = now
-            self._show(training)
+        """A step was made; the display looks at the run by itself, from its own thread."""
 
     def evaluated(self, training: Training, row: Row) -> None:
         """The curve got a point."""
@@ -139,38 +127,38 @@ class LiveProgress:
 
     def end(self, training: Training, status: Status) -> None:
         """The run is over, or interrupted."""
-        self.count += 1
-        self._show(training, finished=True)
+        self.count, self._training = self.count + 1, None
         if status != "finished":
             self.say(f"{training.run}: {status} at {_where(training)}")
 
     def skip(self, run: Run) -> None:
         """A run was over before."""
         self.count += 1
-        self._done_before += 1
+        self._skipped += 1
 
     def say(self, message: str) -> None:
         """Something the user should read."""
         self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
-    def _show(self, training: Training, finished: bool = False) -> None:
-        assert self._one is not None
-        assert self._all is not None
-        used = 1.0 if finished else min(training.used, 1.0)
-        figures = _figures(training, self._row) if self._row else ""
-        rate = f"{self._pace.rate(training):,.0f} steps/s"
-        left = clock(0.0 if finished else self._pace.left(training))
-        parts = [_where(training), figures, rate, left]
-        self.bars.update(self._one, completed=used, text=" · ".join(p for p in parts if p))
-        done = self.count + (0.0 if finished else used)
-        elapsed, own = time.monotonic() - self._since, done - self._done_before
+    def _lines(self) -> Group:
+        training, row = self._training, self._row
+        used = min(training.used, 1.0) if training else 0.0
+        lines = Table.grid(padding=(0, 1))
+        lines.add_column()
+        lines.add_column(no_wrap=True, overflow="ellipsis")
+        title = ""
+        if training:
+            rate = f"{self._pace.rate(training):,.0f} steps/s"
+            left = clock(self._pace.left(training))
+            title = " · ".join(filter(None, (str(training.run), rate, left)))
+            figures = [_where(training), *([_figures(training, row)] if row else [])]
+            lines.add_row(ProgressBar(1.0, used, BAR_WIDTH), Text(" · ".join(figures)))
+        done = self.count + used
+        elapsed, own = time.monotonic() - self._since, done - self._skipped
         rest = clock(elapsed / own * (self.total - done)) if own else ""
-        self.bars.update(self._all, completed=done, text=f"{self.count} done · {rest}")
-
-
-class _Figures(ProgressColumn):
-    def render(self, task: Any) -> Text:
-        return Text(str(task.fields.get("text", "")))
+        text = " · ".join(filter(None, (f"{self.count} of {self.total} runs", rest)))
+        lines.add_row(ProgressBar(self.total, done, BAR_WIDTH), Text(text))
+        return Group(Text(title, no_wrap=True, overflow="ellipsis"), lines)
 
 
 class Pace:

@@ -33,7 +33,6 @@ class ProjectionView(AffineView):
 
     module: nn.MultiheadAttention
     kinds = (nn.MultiheadAttention,)
-    functional = True
     inner = ("out_proj",)
 
     def __init__(

@@ -59,7 +59,6 @@ class LayerView(ABC):
 
     exact: bool = False  #: the block is small and taken exactly, whatever structure is asked for
     diagonal_input: bool = False  #: input rows are unit vectors, so the input factor is diagonal
-    functional: bool = False  #: applied by ``F.linear`` inside the module's forward
     inner: tuple[str, ...] = ()  #: submodules whose parameters belong to the views of the module
 
     def __init__(self, name: str, module: nn.Module) -> None:

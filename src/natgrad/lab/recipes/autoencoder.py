@@ -22,15 +22,19 @@ RECIPE = Recipe(
     epochs=20,
     tuning_epochs=2,
     evaluations_per_epoch=2,
-    grids={
-        "sgd": [{"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 0.01)],
-        "adam": [{"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 0.01)],
+    grids={  # 9 points each
+        "sgd": [{"lr": lr} for lr in (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01)],
+        "adam": [{"lr": lr} for lr in (5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3)],
         "adamw": [
-            {"lr": lr, "weight_decay": decay} for lr in (3e-4, 1e-3, 3e-3) for decay in (0.01, 0.1)
+            {"lr": lr, "weight_decay": decay}
+            for lr in (3e-4, 1e-3, 3e-3)
+            for decay in (0.001, 0.01, 0.1)
         ],
-        "muon": [{"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 0.01)],
-        "kfac": [
-            {"lr": lr, "damping": damping} for lr in (0.003, 0.01, 0.03) for damping in (0.1, 1.0)
+        "muon": [{"lr": lr} for lr in (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01)],
+        "kfac": [  # the best learning rate grows with the damping
+            {"lr": round(ratio * damping, 6), "damping": damping}
+            for damping in (0.1, 0.3, 1.0)
+            for ratio in (0.03, 0.1, 0.3)
         ],
     },
     settings={

@@ -19,29 +19,29 @@ RECIPE = Recipe(
     metric=ACCURACY,
     batch_size=50,
     l2=1e-3,
-    epochs=20,
-    tuning_epochs=20,
+    epochs=15,
+    tuning_epochs=15,
     evaluations_per_epoch=1,
     grids={  # 9 points each
-        "sgd": [{"lr": lr} for lr in (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5)],
-        "adam": [{"lr": lr} for lr in (3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.05)],
+        "sgd": [{"lr": lr} for lr in (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)],
+        "adam": [{"lr": lr} for lr in (1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.1)],
         "adamw": [
             {"lr": lr, "weight_decay": decay}
-            for lr in (3e-3, 0.01, 0.03)
-            for decay in (0.01, 0.1, 0.5)
+            for lr in (0.005, 0.015, 0.05)
+            for decay in (0.001, 0.01, 0.1)
         ],
         "muon": [{"lr": lr} for lr in (1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.1)],
-        "kfac": [
-            {"lr": lr, "damping": damping}
-            for lr in (0.01, 0.03, 0.1)
-            for damping in (0.03, 0.1, 0.3)
+        "kfac": [  # the best learning rate grows with the damping
+            {"lr": round(ratio * damping, 6), "damping": damping}
+            for damping in (0.01, 0.03, 0.1)
+            for ratio in (0.1, 0.3, 1.0)
         ],
     },
     settings={
         "sgd": {"lr": 0.1},
-        "adam": {"lr": 3e-3},
-        "adamw": {"lr": 3e-3, "weight_decay": 0.01},
-        "muon": {"lr": 3e-3},
-        "kfac": {"lr": 0.03, "damping": 0.1},
+        "adam": {"lr": 0.02},
+        "adamw": {"lr": 0.015, "weight_decay": 0.01},
+        "muon": {"lr": 0.01},
+        "kfac": {"lr": 0.009, "damping": 0.03},
     },
 )

@@ -1,0 +1,44 @@
+"""A small causal transformer on the characters of the King James Bible."""
+
+from functools import partial
+
+from natgrad.lab.data import KJV
+from natgrad.lab.metrics import ACCURACY
+from natgrad.lab.networks import CharacterModel
+from natgrad.lab.recipe import Recipe
+from natgrad.lab.text import CHARACTERS
+from natgrad.likelihood import Categorical
+
+RECIPE = Recipe(
+    name="charlm",
+    title="A small transformer on the characters of the King James Bible",
+    source="no paper",
+    architecture="2 stock encoder layers of width 64 with 4 heads, causal, 64 characters",
+    data=KJV,
+    network=partial(CharacterModel, len(CHARACTERS), 64),
+    likelihood=Categorical(),
+    metric=ACCURACY,
+    batch_size=32,
+    l2=0.0,
+    epochs=0.5,
+    tuning_epochs=0.1,
+    evaluations_per_epoch=10,
+    grids={  # 6 points each
+        "sgd": [{"lr": lr} for lr in (0.01, 0.03, 0.1, 0.2, 0.5, 1.0)],
+        "adam": [{"lr": lr} for lr in (3e-4, 1e-3, 2e-3, 3e-3, 0.01, 0.03)],
+        "adamw": [
+            {"lr": lr, "weight_decay": decay} for lr in (1e-3, 3e-3, 0.01) for decay in (0.01, 0.1)
+        ],
+        "kfac": [
+            {"lr": lr, "damping": damping} for lr in (0.01, 0.03, 0.1) for damping in (0.01, 0.1)
+        ],
+    },
+    settings={
+        "sgd": {"lr": 0.1},
+        "adam": {"lr": 3e-3},
+        "adamw": {"lr": 3e-3, "weight_decay": 0.01},
+        "kfac": {"lr": 0.03, "damping": 0.1},
+    },
+    optimizers=("sgd", "adam", "adamw", "kfac"),
+    train_evaluated=1_000,
+)

@@ -1,0 +1,163 @@
+"""The command line as a user calls it, in this process."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import natgrad
+from natgrad.lab import cli
+
+TINY = ("compare", "digits-mlp", "--optimizers", "sgd,kfac", "--seeds", "2", "--epochs", "1")
+
+
+@pytest.fixture
+def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests are not about the page, which takes seconds to draw."""
+    monkeypatch.setattr(cli, "_report", lambda folder: None)
+
+
+def natgrad_command(*words: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+def refused(code: int, *words: str | Path) -> str:
+    """The message of a command that must fail with one clear line."""
+    result = natgrad_command(*words)
+    assert result.exit_code == code, result.output
+    assert not isinstance(result.exception, (LookupError, TypeError, ValueError))
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return found
+
+
+def test_version_and_list() -> None:
+    assert natgrad_command("--version").output == f"natgrad {natgrad.__version__}\n"
+    shown = natgrad_command("list").output
+    for text in ("digits-mlp", "mnist-mlp", "autoencoder", "MNIST"):
+        assert text in shown
+
+
+def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = natgrad_command(*TINY, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "KFAC" in result.output
+    page = re.search(r"report: (.+\.html)", result.output)
+    assert page
+    assert Path(page[1]).is_file()
+    about = manifest(out)
+    assert about["status"] == "finished"
+    assert set(about["tuned"]) == {"sgd", "kfac"}
+    assert about["seeds"] == [0, 1]
+    assert about["budget"] == {"epochs": 1, "seconds": None}
+    assert about["recipe"]["parameters"] == 8970
+    assert {len(grid) for grid in about["grids"].values()} == {9}
+    assert str(Path.home()) not in json.dumps({**about, "command": ""})
+    for optimizer in ("sgd", "kfac"):
+        for seed in (0, 1):
+            run = out / "runs" / optimizer / f"seed{seed}"
+            assert len((run / "rows.jsonl").read_text().splitlines()) == 2
+            assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    again = natgrad_command("report", out)
+    assert again.exit_code == 0, again.output
+    assert "KFAC" in again.output
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_a_single_run_with_settings(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--optimizer", "kfac", "--seed", "3", "--set", "lr=0.02", "--set", "damping=0.2")
+    result = natgrad_command("run", "digits-mlp", *words, "--epochs", "1", "--out", out)
+    assert result.exit_code == 0, result.output
+    tuned = manifest(out)["tuned"]["kfac"]
+    assert (tuned["lr"], tuned["damping"]) == (0.02, 0.2)
+    assert (out / "runs" / "kfac" / "seed3" / "weights.pt").is_file()
+    resumed = natgrad_command("run", "digits-mlp", "--out", out, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_without_out_a_new_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("compare", "digits-mlp", "--optimizers", "sgd", "--no-tune", "--seconds", "0.01")
+    assert natgrad_command(*words, "--seeds", "1").exit_code == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("digits-mlp-")
+    assert manifest(folder)["grids"] == {}
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_resume_takes_the_plan_from_the_folder_and_refuses_another(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("compare", "digits-mlp", "--optimizers", "sgd", "--seeds", "1", "--no-tune")
+    assert natgrad_command(*words, "--epochs", "1", "--out", out).exit_code == 0
+    assert natgrad_command("compare", "digits-mlp", "--out", out, "--resume").exit_code == 0
+    said = refused(2, *words, "--epochs", "2", "--out", out, "--resume")
+    assert "budget was {'epochs': 1" in said
+    assert "holds digits-mlp" in refused(2, "compare", "mnist-mlp", "--out", out, "--resume")
+    assert "not empty; add --resume" in refused(2, *words, "--epochs", "1", "--out", out)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "digit-mlp"), 'did you mean "digits-mlp"'),
+        (("compare", "digits-mlp", "--optimizers", "sgd,kfca"), 'did you mean "kfac"'),
+        (("compare", "digits-mlp", "--optimizers", ","), "names none"),
+        (("run", "digits-mlp", "--optimizer", "newton"), "There are: sgd"),
+        (("run", "digits-mlp", "--set", "lr"), "key=value"),
+        (("run", "digits-mlp", "--set", "lr=x"), "takes a number"),
+        (("run", "digits-mlp", "--set", "rate=1"), "no setting of kfac"),
+        (("run", "digits-mlp", "--set", "lr=-1"), "kfac: lr must be"),
+        (("run", "digits-mlp", "--epochs", "1", "--seconds", "1"), "either"),
+        (("run", "digits-mlp", "--epochs", "-1"), "must be positive"),
+        (("run", "digits-mlp", "--resume"), "needs --out"),
+        (("run", "digits-mlp", "--resume", "--out", "absent"), "nothing to resume"),
+    ],
+)
+def test_wrong_words(
+    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = refused(2, *words)
+    assert message.startswith("natgrad: ")
+    assert said in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_data_has_its_own_code(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    message = refused(3, "run", "mnist-mlp", "--data", tmp_path, "--out", out)
+    assert "mnist/train.parquet" in message
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_mnist_from_local_files(mnist_folder: Path, tmp_path: Path) -> None:
+    words = ("compare", "mnist-mlp", "--optimizers", "sgd", "--seeds", "1", "--no-tune")
+    out = tmp_path / "out"
+    result = natgrad_command(*words, "--epochs", "1", "--data", mnist_folder, "--out", out)
+    assert result.exit_code == 0, result.output
+    data = manifest(out)["data"]
+    assert data["sizes"] == {"train": 50, "validation": 10, "test": 12}
+    assert str(tmp_path) not in json.dumps(data)
+
+
+def test_a_place_that_can_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = refused(1, "run", "digits-mlp", "--out", tmp_path / "file" / "out")
+    assert "can't write results" in message
+
+
+def test_a_report_of_nothing(tmp_path: Path) -> None:
+    assert refused(1, "report", tmp_path / "absent").startswith("natgrad: ")

@@ -1,0 +1,89 @@
+"""The installed command in a process of its own: interrupted, killed, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from natgrad.lab.comparison import Plan, compare
+from natgrad.lab.folder import Results
+from natgrad.lab.recipe import load
+from natgrad.lab.running import Silent
+from natgrad.lab.training import Budget
+
+COMMAND = (
+    sys.executable, "-m", "natgrad", "compare", "digits-mlp", "--optimizers", "sgd,kfac",
+    "--seeds", "1", "--no-tune", "--epochs",
+)  # fmt: skip
+PATIENCE_S = 120
+
+
+def start(out: Path, epochs: str, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, epochs, "--out", str(out), *more],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def finish(out: Path, epochs: str, *more: str) -> str:
+    process = start(out, epochs, *more)
+    shown, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, errors
+    return shown
+
+
+def wait_for_rows(path: Path, count: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text().count("\n") >= count:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"no {count} rows in {path}")
+
+
+def outcome(out: Path) -> list[list[dict[str, Any]]]:
+    found = []
+    for optimizer in ("sgd", "kfac"):
+        run = out / "runs" / optimizer / "seed0"
+        assert json.loads((run / "run.json").read_text())["status"] == "finished"
+        rows = [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
+        found.append([{k: v for k, v in row.items() if k != "seconds"} for row in rows])
+    return found
+
+
+def test_interrupted_and_killed_then_resumed(tmp_path: Path) -> None:
+    epochs = "30"
+    out = tmp_path / "out"
+    process = start(out, epochs)
+    wait_for_rows(out / "runs" / "sgd" / "seed0" / "rows.jsonl", 3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert "Go on with:" in errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert json.loads((out / "manifest.json").read_text())["status"] == "interrupted"
+
+    process = start(out, epochs, "--resume")
+    wait_for_rows(out / "runs" / "kfac" / "seed0" / "rows.jsonl", 3)
+    process.kill()
+    process.communicate(timeout=PATIENCE_S)
+    assert json.loads((out / "manifest.json").read_text())["status"] == "running"
+
+    shown = finish(out, epochs, "--resume")
+    assert "report: " in shown
+    whole = Results(tmp_path / "whole")
+    recipe = load("digits-mlp")
+    settings = {name: recipe.settings[name] for name in ("sgd", "kfac")}
+    plan = Plan(recipe, ("sgd", "kfac"), (0,), Budget(epochs=float(epochs)), settings)
+    compare(plan, recipe.data.load(None), whole, Silent(), lambda: False)
+    assert outcome(out) == outcome(whole.path)
