@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -153,6 +154,50 @@ def report(
         _report(folder)
 
 
+@app.command()
+def inspect(
+    recipe: RecipeName,
+    optimizer: Annotated[
+        str, typer.Option(help=f"What trains it: one of {', '.join(BUILDERS)}.")
+    ] = "adam",
+    epochs: Annotated[
+        str, typer.Option(help="When to look, in passes over the data, comma-separated.")
+    ] = "0,1",
+    examples: Annotated[
+        int, typer.Option(min=1, help="The Fisher matrices are means over this many.")
+    ] = 100,
+    damping: Annotated[
+        float, typer.Option(help="Added to the eigenvalues for the natural gradients.")
+    ] = 1e-3,
+    out: Out = None,
+    data: Data = None,
+) -> None:
+    """Compare the approximations of the Fisher matrix along training."""
+    from natgrad.lab.inspection import inspect_training, write_inspection
+
+    with _failures():
+        experiment = load(recipe)
+        _check_optimizers([optimizer])
+        settings = experiment.settings.get(optimizer, {})
+        looks = sorted({_number(each) for each in epochs.split(",")})
+        snapshots = inspect_training(
+            experiment, optimizer, settings, experiment.data.load(data), epochs=looks,
+            examples=examples, damping=damping, tell=typer.echo,
+        )  # fmt: skip
+        for snapshot in snapshots:
+            typer.echo(f"\nepoch {snapshot.epoch:.3g}\n{snapshot.comparison}")
+        folder = out or Path("runs") / f"inspect-{experiment.name}"
+        page = write_inspection(folder, experiment, optimizer, settings, snapshots)
+        typer.echo(f"\npage: {page}")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f'--epochs takes numbers, comma-separated; got "{text}"') from None
+
+
 def _carry_out(
     plan: Plan,
     out: Path | None,
@@ -181,6 +226,8 @@ def _carry_out(
         if recorded.recipe.name != plan.recipe.name:
             raise UsageError(f"{folder} holds {recorded.recipe.name}, not {plan.recipe.name}")
         plan = recorded if as_before else plan
+    if plan.recipe.threads is not None:
+        torch.set_num_threads(plan.recipe.threads)
     splits = plan.recipe.data.load(data)
     if resume:
         check_unchanged(results.manifest(), plan, splits)

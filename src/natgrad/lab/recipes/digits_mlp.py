@@ -22,6 +22,7 @@ RECIPE = Recipe(
     epochs=15,
     tuning_epochs=15,
     evaluations_per_epoch=1,
+    threads=1,
     grids={  # 9 points each
         "sgd": [{"lr": lr} for lr in (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)],
         "adam": [{"lr": lr} for lr in (1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.1)],

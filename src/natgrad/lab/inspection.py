@@ -1,0 +1,136 @@
+"""How good the approximations of the Fisher matrix are, at initialisation and along training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from natgrad import Comparison, compare
+from natgrad.lab import provenance
+from natgrad.lab.data import Splits
+from natgrad.lab.optimizers import Settings
+from natgrad.lab.recipe import Recipe
+from natgrad.lab.training import Budget, Run, Training
+
+__all__ = ["Snapshot", "inspect_training", "write_inspection"]
+
+SEED = 0
+FIGURES = ("errors", "spectra", "matrices")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The approximations at one moment of a training run."""
+
+    epoch: float
+    update: int
+    train_loss: float  #: of the last batch before; that of the examples compared on at the start
+    comparison: Comparison
+
+
+def inspect_training(
+    recipe: Recipe,
+    optimizer: str,
+    settings: Settings,
+    splits: Splits,
+    *,
+    epochs: Sequence[float],
+    examples: int,
+    damping: float,
+    tell: Callable[[str], None] = lambda message: None,
+) -> list[Snapshot]:
+    """Train a recipe and compare the structures at the given epochs, on validation examples.
+
+    Args:
+        recipe: the experiment.
+        optimizer: what trains it, with its ``settings``.
+        settings: of the optimizer.
+        splits: the data.
+        epochs: when to look, ascending; 0 is the initialisation.
+        examples: the Fisher matrices are means over this many validation examples.
+        damping: added to the eigenvalues for the natural gradients.
+        tell: is given a line of progress.
+    """
+    budget = Budget(epochs=max(*epochs, 1e-9))
+    training = Training(Run(recipe, optimizer, settings, SEED, budget), splits)
+    pair = splits.validation.first(examples)
+    loss = recipe.likelihood.nll(training.model(pair.inputs), pair.targets).mean().item()
+    snapshots = []
+    for epoch in epochs:
+        while training.epoch < epoch:
+            loss = training.step()
+        tell(f"epoch {training.epoch:.3g}, {training.update} updates, loss {loss:.4g}: comparing")
+        found = compare(
+            training.model, pair.inputs, recipe.likelihood, targets=pair.targets, damping=damping
+        )
+        snapshots.append(Snapshot(training.epoch, training.update, loss, found))
+    return snapshots
+
+
+def write_inspection(
+    folder: Path, recipe: Recipe, optimizer: str, settings: Settings, snapshots: Sequence[Snapshot]
+) -> Path:
+    """Write records, tables and figures of the snapshots.
+
+    Returns:
+        The page with all of it, ``inspection.md``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {
+        "recipe": recipe.name,
+        "data": recipe.data.name,
+        "optimizer": optimizer,
+        "settings": dict(settings),
+        "seed": SEED,
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+        "git": provenance.git(),
+        "command": provenance.command(),
+        "snapshots": [_record(snapshot) for snapshot in snapshots],
+    }
+    (folder / "inspection.json").write_text(json.dumps(record, indent=1) + "\n")
+    sections = [_section(folder, number, each) for number, each in enumerate(snapshots)]
+    page = folder / "inspection.md"
+    page.write_text("\n\n".join([_head(record, recipe), *sections]) + "\n")
+    return page
+
+
+def _record(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "epoch": snapshot.epoch,
+        "update": snapshot.update,
+        "loss": snapshot.train_loss,
+        "examples": snapshot.comparison.examples,
+        "damping": snapshot.comparison.damping,
+        "rows": snapshot.comparison.records(),
+    }
+
+
+def _head(record: dict[str, Any], recipe: Recipe) -> str:
+    first = record["snapshots"][0]
+    settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items())
+    return (
+        f"# {recipe.name}: {recipe.architecture}\n\n"
+        f"{recipe.data.name}, trained by {record['optimizer']} ({settings}), "
+        f"seed {record['seed']}. Fisher matrices are exact means over {first['examples']} "
+        f"validation examples; natural gradients of their mean loss with damping {first['damping']:g}.\n\n"
+        f"    {record['command']}"
+    )
+
+
+def _section(folder: Path, number: int, snapshot: Snapshot) -> str:
+    title = f"## Epoch {snapshot.epoch:.3g} ({snapshot.update} updates)"
+    lines = [title, f"```\n{snapshot.comparison}\n```"]
+    for kind in FIGURES:
+        try:
+            figure = snapshot.comparison.plot(kind)
+        except ValueError:  # no matrix is small enough to be shown
+            continue
+        name = f"{kind}-{number}"
+        figure.savefig(folder / f"{name}.pdf")
+        figure.savefig(folder / f"{name}.png", dpi=110)
+        lines.append(f"![{kind}]({name}.png)")
+    return "\n\n".join(lines)
