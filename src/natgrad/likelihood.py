@@ -119,7 +119,7 @@ class Categorical(Likelihood):
 
     def sample(self, f: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Class indices ``[n, *positions]`` drawn from ``softmax(f)``."""
-        p = self._classes_last(self._probabilities(f))
+        p = self._classes_last(self._probabilities(f)).nan_to_num(1.0)  # the score stays NaN
         drawn = torch.multinomial(p.flatten(0, -2), 1, replacement=True, generator=generator)
         return drawn.view(p.shape[:-1])
 
@@ -192,7 +192,7 @@ class Bernoulli(Likelihood):
 
     def sample(self, f: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Zeros and ones shaped like ``f``, drawn from ``sigmoid(f)``."""
-        p = f.detach().to(statistics_dtype(f.dtype)).sigmoid()
+        p = f.detach().to(statistics_dtype(f.dtype)).sigmoid().nan_to_num(0.5)
         return torch.bernoulli(p, generator=generator)
 
     def score(self, f: Tensor, targets: Tensor) -> Tensor:

@@ -189,6 +189,7 @@ class Preconditioner:
             self._refresh()
         self._precondition(lr)
         self.steps += 1
+        self.tap.keep()
         self.tap.active = self.steps % self.stats_every == 0
         return True
 
@@ -204,6 +205,7 @@ class Preconditioner:
 
     def discard(self) -> None:
         """Drop what backward passes since the last step have left, as if they had not been."""
+        self.tap.rewind()
         for layer in self.layers:
             layer.natural, layer.plain = False, None
             layer.held.clear()

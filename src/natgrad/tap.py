@@ -96,6 +96,7 @@ class Tap:
         self.active = True
         self.running = False  # whether the backward pass now under way is our own
         self._generator: torch.Generator | None = None
+        self._mark: Tensor | None = None  # the generator as it stood after the last step
         self._pass: _Pass | None = None
         self._alone: list[tuple[_Pass, Tensor]] | None = None
         self._heard: list[Heard] = []
@@ -235,7 +236,10 @@ class Tap:
             return iter(())
         if self.fisher == "exact":
             return self.likelihood.columns(f, counted)
-        return self.likelihood.draws(f, self.generator(f.device), self.samples, counted)
+        generator = self.generator(f.device)
+        if self._mark is None:
+            self._mark = generator.get_state()
+        return self.likelihood.draws(f, generator, self.samples, counted)
 
     def _sample(self, uses: list[_Use], examples: int | None) -> Sample:
         """Pair the rows of all uses; several uses are further positions of the same examples."""
@@ -293,18 +297,30 @@ class Tap:
             self._generator = torch.Generator(device).manual_seed(self.seed)
         return self._generator
 
+    def keep(self) -> None:
+        """What has been drawn since the last step was used."""
+        self._mark = None
+
+    def rewind(self) -> None:
+        """What has been drawn since the last step was not used: draw it again."""
+        if self._mark is not None and self._generator is not None:
+            self._generator.set_state(self._mark)
+        self._mark = None
+
     def state_dict(self) -> dict[str, Any]:
         """The generator's state, and the device it belongs to."""
         generator = self._generator
         if generator is None:
             return {}
-        return {"generator": generator.get_state(), "device": str(generator.device)}
+        state = {"generator": generator.get_state(), "device": str(generator.device)}
+        return state if self._mark is None else {**state, "mark": self._mark}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the random numbers where the saved tap stopped."""
         self._generator = None
         if state:
             self.generator(torch.device(state["device"])).set_state(state["generator"].cpu())
+        self._mark = state.get("mark")
 
 
 def _mark_logits(current: _Pass, f: Tensor) -> None:

@@ -116,7 +116,8 @@ def _head(record: dict[str, Any], recipe: Recipe) -> str:
         f"# {recipe.name}: {recipe.architecture}\n\n"
         f"{recipe.data.name}, trained by {record['optimizer']} ({settings}), "
         f"seed {record['seed']}. Fisher matrices are exact means over {first['examples']} "
-        f"validation examples; natural gradients of their mean loss with damping {first['damping']:g}.\n\n"
+        f"validation examples; natural gradients of their mean loss with damping "
+        f"{first['damping']:g}.\n\n"
         f"    {record['command']}"
     )
 

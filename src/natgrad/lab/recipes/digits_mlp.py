@@ -19,10 +19,11 @@ RECIPE = Recipe(
     metric=ACCURACY,
     batch_size=50,
     l2=1e-3,
-    epochs=15,
-    tuning_epochs=15,
-    evaluations_per_epoch=1,
+    epochs=8,
+    tuning_epochs=8,
+    evaluations_per_epoch=2,
     threads=1,
+    seeds=(0, 1, 2, 3, 4),
     grids={  # 9 points each
         "sgd": [{"lr": lr} for lr in (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)],
         "adam": [{"lr": lr} for lr in (1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.1)],
@@ -34,7 +35,7 @@ RECIPE = Recipe(
         "muon": [{"lr": lr} for lr in (1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.1)],
         "kfac": [  # the best learning rate grows with the damping
             {"lr": round(ratio * damping, 6), "damping": damping}
-            for damping in (0.01, 0.03, 0.1)
+            for damping in (0.03, 0.1, 0.3)
             for ratio in (0.1, 0.3, 1.0)
         ],
     },
