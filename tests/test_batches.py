@@ -106,3 +106,28 @@ def test_a_call_unpacks_what_the_batch_is():
     assert float(call(model, one)) == 1
     assert float(call(model, (one, two))) == 21
     assert float(call(model, {"second": one, "first": two})) == 12
+
+
+class Skips(nn.Module):
+    """A network whose middle layer is left out where the batch says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = mlp(3, 4), mlp(4, 4, seed=1), mlp(4, 2, seed=2)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        h = self.first(x).tanh()
+        return self.last(h if bool(skip) else self.middle(h).tanh())
+
+
+@pytest.mark.parametrize("structure", ["block", "diagonal", "kfac", "tkfac", "ekfac", "tekfac"])
+def test_batches_that_leave_a_layer_out_count_with_gradients_of_zero(structure):
+    net, x = Skips(), normal(12, 3)
+    used, skipped = (x[:4], torch.tensor(0)), (x[4:], torch.tensor(1))
+    found = natgrad.fisher(net, [used, skipped], Categorical(), structure=structure)
+    alone = natgrad.fisher(net, [used], Categorical(), structure=structure)
+    whole = natgrad.fisher(net, [used, skipped], Categorical(), structure="dense").dense()
+    middle = slice(16, 36)
+    assert relative(found.dense()[middle, middle], alone.dense()[middle, middle] / 3) < 1e-9
+    if structure == "block":
+        assert relative(found.dense()[middle, middle], whole[middle, middle]) < 1e-12

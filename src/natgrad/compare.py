@@ -184,9 +184,9 @@ class _Table:
                     shape="x".join(map(str, view.matrix_shape)),
                     structure=structure,
                     error=exact.error(block),
-                    trace_ratio=float(block.trace() / exact.trace()),
-                    cosine=float((solved * step).sum() / (solved.norm() * step.norm())),
-                    step_error=float((solved - step).norm() / step.norm()),
+                    trace_ratio=_ratio(block.trace(), exact.trace(), 1.0),
+                    cosine=_ratio((solved * step).sum(), solved.norm() * step.norm(), 1.0),
+                    step_error=_ratio((solved - step).norm(), step.norm(), 0.0),
                     bytes=sum(buffer.nbytes for buffer in block.buffers()) // 2,  # kept in float32
                 )
             )
@@ -214,12 +214,27 @@ class _Table:
         return block
 
 
+def _ratio(value: Tensor, over: Tensor, where_both_are_zero: float) -> float:
+    """``value / over``; a dead layer has zeros on both sides and nothing to disagree on."""
+    if not bool(value) and not bool(over):
+        return where_both_are_zero
+    return float(value / over)
+
+
 def _by_layer(gatherer: Gatherer, batches: Batches) -> dict[int, list[Sample]]:
-    """All samples of each layer."""
+    """All samples of each layer that takes part in every batch."""
     found: dict[int, list[Sample]] = {}
-    for samples, _ in gatherer.over(batches):
+    count = 0
+    for samples, _, _ in gatherer.over(batches):
+        count += 1
         for k, sample in samples.items():
             found.setdefault(k, []).append(sample)
+    for k, listed in found.items():
+        if len(listed) < count:
+            raise ValueError(
+                f"layer {gatherer.views[k].name!r} takes part in {len(listed)} of {count} batches "
+                "only: compare on one batch"
+            )
     return found
 
 

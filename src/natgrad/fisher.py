@@ -86,6 +86,8 @@ def fisher(
         listed = "; ".join(f"{u.name or type(u.module).__name__}: {u.reason}" for u in uncovered)
         raise ValueError(f"no layer of the model is covered: {listed}")
     rest = _rest(model, views) if structure == "dense" else []
+    if not views and not rest:
+        raise ValueError("every parameter of the model is frozen (requires_grad=False)")
     pairs = Batches(inputs, targets, batch_to_input)
     gatherer = Gatherer(
         model, views, likelihood, kind=kind, samples=samples, generator=generator, logits=logits,
@@ -119,18 +121,26 @@ def _layer_parts(
     ]
     if any(part.block.needs_rescale for part in parts):
         batches.refuse_one_shot(f"structure {block.__name__}")
-    for found, _ in gatherer.over(batches):
-        for k, sample in found.items():
-            parts[k].block.observe(sample)
-            commit(parts[k].block)
-    _refuse_unseen(parts)
+    seen: set[int] = set()
+    for found, _, examples in gatherer.over(batches):
+        seen |= found.keys()
+        for k, part in enumerate(parts):
+            if k in found:
+                part.block.observe(found[k])
+            else:
+                part.block.skip(examples)
+            commit(part.block)
+    _refuse_unseen([part.name for k, part in enumerate(parts) if k not in seen])
     scaled = {k: part for k, part in enumerate(parts) if part.block.needs_rescale}
     if scaled:
         load([part.block for part in scaled.values()])
-        for found, _ in gatherer.over(batches):
-            for k in found.keys() & scaled.keys():
-                parts[k].block.rescale(found[k])
-                commit(parts[k].block)
+        for found, _, examples in gatherer.over(batches):
+            for k, part in scaled.items():
+                if k in found:
+                    part.block.rescale(found[k])
+                else:
+                    part.block.skip(examples)
+                commit(part.block)
     return parts
 
 
@@ -211,8 +221,7 @@ def _new_block(block: type[Block], view: LayerView, shared: Shared, limit: int) 
     )  # fmt: skip
 
 
-def _refuse_unseen(parts: list[Part]) -> None:
-    unseen = [part.name for part in parts if not part.block.observed()]
+def _refuse_unseen(unseen: list[str]) -> None:
     if unseen:
         raise ValueError(
             f"no gradient reached layers {', '.join(unseen)}: they take no part in the logits "

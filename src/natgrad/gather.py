@@ -27,6 +27,7 @@ class Gathered(NamedTuple):
 
     samples: dict[int, Sample]
     rest: Tensor | None  #: per-example gradients ``[c, n, R]`` of the parameters asked for
+    examples: int
 
 
 class Gatherer:
@@ -64,7 +65,11 @@ class Gatherer:
         self._start = None if generator is None else generator.get_state()
 
     def over(self, batches: Batches) -> Iterator[Gathered]:
-        """What each batch gives."""
+        """What each batch gives.
+
+        Raises:
+            ValueError: there is no batch, or a batch and its targets differ in length.
+        """
         found: dict[int, Sample] = {}
         tap = Tap(
             self.model, self.views, found.__setitem__, likelihood=self.likelihood,
@@ -72,6 +77,7 @@ class Gatherer:
         )  # fmt: skip
         tap.active = False
         generator = self._generator()
+        empty = True
         try:
             with _evaluating(self.model):
                 for given, targets in batches:
@@ -80,10 +86,13 @@ class Gatherer:
                         partial(call, self.model, given),
                         partial(self._columns, targets, generator, columns),
                     )
-                    yield Gathered(dict(found), self._rest_gradients(f, columns))
+                    yield Gathered(dict(found), self._rest_gradients(f, columns), len(f))
                     found.clear()
+                    empty = False
         finally:
             tap.remove()
+        if empty:
+            raise ValueError("inputs hold no batch")
 
     def _generator(self) -> torch.Generator:
         """The generator as it stood at first, so that a second pass draws the same targets."""
@@ -131,6 +140,11 @@ class Gatherer:
                 raise ValueError('kind="empirical" needs targets=')
             counted = None
         else:
+            if len(targets) != len(f):
+                raise ValueError(
+                    f"a batch of {len(f)} examples came with {len(targets)} targets: give targets "
+                    "batch by batch, as the inputs"
+                )
             score = likelihood.score(f.detach(), targets)
             if self.kind == "empirical":
                 return [score]

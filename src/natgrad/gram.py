@@ -71,6 +71,8 @@ class ExactBlock:
         """``|F - F'| / |F|``, through ``|F|^2 - 2 <F, F'> + |F'|^2``: good to about 1e-8."""
         norm = self.squared_norm()
         squared = norm - 2 * self.inner(block) + block.squared_norm()
+        if not bool(norm) and not bool(squared):
+            return 0.0
         return float((squared.clamp_min(0) / norm).sqrt())
 
     def solve(self, M: Tensor, damping: float) -> Tensor:

@@ -28,7 +28,9 @@ def tiny() -> Recipe:
     """digits-mlp with two grid points per optimizer."""
     recipe = load("digits-mlp")
     grids = {name: [grid[0], grid[4]] for name, grid in recipe.grids.items()}
-    return dataclasses.replace(recipe, grids=grids, epochs=2, tuning_epochs=1)
+    return dataclasses.replace(
+        recipe, grids=grids, epochs=2, tuning_epochs=1, evaluations_per_epoch=1
+    )
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_a_comparison_from_end_to_end(tmp_path: Path) -> None:
     for optimizer in ("sgd", "kfac"):
         for seed in (0, 1):
             run = out / "runs" / optimizer / f"seed{seed}"
-            assert len((run / "rows.jsonl").read_text().splitlines()) == 2
+            assert len((run / "rows.jsonl").read_text().splitlines()) == 3
             assert json.loads((run / "run.json").read_text())["status"] == "finished"
     again = natgrad_command("report", out)
     assert again.exit_code == 0, again.output

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from natgrad.damping import Damping
+from natgrad.damping import Damping, EigenvalueDamping
 from natgrad.decompose import Decomposition, Factor
 from natgrad.moments import Moment
 from natgrad.sample import Sample
@@ -40,6 +40,7 @@ class Block(nn.Module, ABC):
         device: where the statistics live.
     """
 
+    eigenvalues_only: ClassVar[bool] = False  #: whether damping of factors makes no sense
     needs_rescale: ClassVar[bool] = False  #: whether :meth:`rescale` does anything
 
     def __init__(
@@ -60,6 +61,11 @@ class Block(nn.Module, ABC):
         self.damping: Damping = (
             type(self).default_damping(damping) if isinstance(damping, (int, float)) else damping
         )
+        if self.eigenvalues_only and not isinstance(self.damping, EigenvalueDamping):
+            raise TypeError(
+                f"{type(self).__name__} adds its damping to eigenvalues; it needs a number or an "
+                f"object with ridge(trace, dim), got {type(self.damping).__name__}"
+            )
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
 
     ready: Tensor  #: whether a decomposition has been loaded
@@ -86,6 +92,11 @@ class Block(nn.Module, ABC):
 
     def rescale(self, sample: Sample) -> None:
         """Let the scale, measured in the basis now in use, wait for the next commit."""
+
+    def skip(self, examples: int) -> None:
+        """Count examples whose gradients with respect to this layer are all zero."""
+        for moment in self.moments():
+            moment.add(torch.zeros_like(moment.value), examples)
 
     @abstractmethod
     def factors(self) -> Mapping[str, Factor]:

@@ -27,6 +27,8 @@ class Diagonal(Block):
         """Added to the diagonal."""
         return Constant(value)
 
+    eigenvalues_only = True
+
     def __init__(self, shape: tuple[int, int], **kwargs: Any) -> None:
         super().__init__(shape, **kwargs)
         self.squares = self._moment(*shape)

@@ -34,6 +34,7 @@ class EigenCorrected(Block):
     A plain number as damping is added to the scale.
     """
 
+    eigenvalues_only = True
     needs_rescale = True
     of: ClassVar[type[TwoFactor]]  #: the block that gives the basis
 
@@ -44,17 +45,19 @@ class EigenCorrected(Block):
 
     def __init__(self, shape: tuple[int, int], **kwargs: Any) -> None:
         super().__init__(shape, **kwargs)
-        if not isinstance(self.damping, EigenvalueDamping):
-            raise TypeError(
-                f"{type(self).__name__} adds its damping to eigenvalues; it needs a number or an "
-                f"object with ridge(trace, dim), got {type(self.damping).__name__}"
-            )
         self.basis = type(self).of(shape, **{**kwargs, "damping": Constant(0.0)})
         self.scale = self._moment(*shape)
 
     def observe(self, sample: Sample) -> None:
         """The moments of the two-factor block."""
         self.basis.observe(sample)
+
+    def skip(self, examples: int) -> None:
+        """In the moments of the two-factor block, and in the scale once there is a basis."""
+        if self.is_ready:
+            self.scale.add(torch.zeros_like(self.scale.value), examples)
+        else:
+            self.basis.skip(examples)
 
     def rescale(self, sample: Sample) -> None:
         """``2 n t (i^2 + c o^2)`` flop to rotate; ``2 n c t o i`` more with shared weights."""

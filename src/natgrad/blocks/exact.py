@@ -30,6 +30,8 @@ class Exact(Block):
         """Added to the eigenvalues."""
         return Constant(value)
 
+    eigenvalues_only = True
+
     def __init__(self, shape: tuple[int, int], **kwargs: Any) -> None:
         super().__init__(shape, **kwargs)
         dim = shape[0] * shape[1]

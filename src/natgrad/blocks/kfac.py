@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from natgrad.blocks.two_factor import TwoFactor
@@ -39,6 +40,10 @@ class KFAC(TwoFactor):
             sample = sample.reduced()
         self.A.add(sample.input_moment(), sample.examples * sample.positions)
         self.G.add(sample.output_moment(), sample.examples)
+
+    def skip(self, examples: int) -> None:
+        """``G`` is a mean over all examples; ``A`` one over the rows that the layer saw."""
+        self.G.add(torch.zeros_like(self.G.value), examples)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """The second moments themselves."""
