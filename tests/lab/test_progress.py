@@ -32,7 +32,7 @@ def test_plain_lines(training: Training) -> None:
         watch.end(training, "finished")
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(lines) == 3  # two evaluations, the end
-    assert lines[1].startswith("[ 2/12] sgd seed 0: epoch 0.5/2, validation loss ")
+    assert lines[1].startswith("[ 2/12] sgd seed 0: epoch 1.0/2, validation loss ")
     assert "steps/s" in lines[1]
     assert "left" in lines[1]
     assert "accuracy" in lines[-1]
