@@ -163,6 +163,22 @@ def test_a_skipped_step_leaves_no_trace_in_the_steps_that_follow():
     assert same(net.state_dict(), twin.state_dict())
 
 
+@pytest.mark.parametrize("bad", ["inputs", "loss"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_with_a_bad_batch_goes_on_as_if_it_had_not_been(name, bad):
+    (net, opt), (twin, other) = make(name), make(name)
+    train(net, opt, range(3))
+    train(twin, other, range(3))
+    opt.zero_grad()
+    x = normal(8, 4) * (float("nan") if bad == "inputs" else 1.0)
+    (net(x).logsumexp(1).sum() * float("nan")).backward()
+    opt.step()
+    assert opt.preconditioner.skipped == 1
+    train(net, opt, range(3, 6))
+    train(twin, other, range(3, 6))
+    assert same(net.state_dict(), twin.state_dict())
+
+
 def test_statistics_of_a_backward_whose_gradients_were_dropped_are_dropped_too():
     (net, opt), (twin, other) = make("exact"), make("exact")
     backward(net, 7)

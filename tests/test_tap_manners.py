@@ -222,9 +222,9 @@ def test_the_generator_goes_on_where_a_saved_tap_stopped():
     views, drawn = views_of(net)[0], []
     found = Tap(net, views, lambda _, s: drawn.append(s.g), likelihood=Categorical(), seed=4)
     net(x).exp().sum().backward()
-    saved = found.state_dict()
+    saved = found.draws.state_dict()
     for _ in range(2):
         net(x).exp().sum().backward()
-        found.load_state_dict(saved)
+        found.draws.load_state_dict(saved)
     assert torch.equal(drawn[1], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])

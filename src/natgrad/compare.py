@@ -102,6 +102,8 @@ def compare(
     likelihood: Likelihood,
     *,
     structures: Sequence[str] = COMPARED,
+    kind: Kind = "exact",
+    samples: int = 1,
     targets: Targets = None,
     damping: float = 1e-3,
     shared: Shared = "expand",
@@ -109,16 +111,20 @@ def compare(
     batch_to_input: Callable[[Any], Any] | None = None,
     write_out: int = 512,
 ) -> Comparison:
-    """Compare approximations of the exact Fisher, layer by layer, on ``inputs``.
+    """Compare approximations of the Fisher matrix, layer by layer, on ``inputs``.
 
     Errors are against the layer's exact block. The natural gradients are those of the mean loss,
-    with the given targets or, without, with targets drawn from the model.
+    with the given targets or, without, with targets drawn from the model. Norm layers, whose blocks
+    are exact under every structure, are left out.
 
     Args:
         model: the model; runs in eval mode, and its mode is put back.
         inputs: as for :func:`natgrad.fisher`.
         likelihood: the output distribution.
         structures: names of what to compare.
+        kind: which Fisher the blocks are of. The exact one of a sequence model has as many columns
+            as positions times classes; a sampled one with many draws stands in for it.
+        samples: draws per example of the sampled Fisher.
         targets: true targets, for the gradient.
         damping: added to the eigenvalues for the natural gradients.
         shared: ``"expand"`` or ``"reduce"``, for layers with shared positions.
@@ -140,9 +146,10 @@ def compare(
         raise ValueError(f"no layer of the model is covered: {listed}")
     batches = Batches(inputs, targets, batch_to_input)
     batches.refuse_one_shot("compare()")
-    exact = _by_layer(Gatherer(model, views, likelihood, kind="exact", logits=logits), batches)
-    kind: Kind = "sampled" if targets is None else "empirical"
-    drawn = _by_layer(Gatherer(model, views, likelihood, kind=kind, logits=logits), batches)
+    gatherer = Gatherer(model, views, likelihood, kind=kind, samples=samples, logits=logits)
+    exact = _by_layer(gatherer, batches)
+    loss: Kind = "sampled" if targets is None else "empirical"
+    drawn = _by_layer(Gatherer(model, views, likelihood, kind=loss, logits=logits), batches)
     table = _Table(damping, shared, write_out)
     for k, view in enumerate(views):
         if k in exact and not view.exact:

@@ -189,7 +189,7 @@ class Preconditioner:
             self._refresh()
         self._precondition(lr)
         self.steps += 1
-        self.tap.keep()
+        self.tap.draws.keep()
         self.tap.active = self.steps % self.stats_every == 0
         return True
 
@@ -205,7 +205,7 @@ class Preconditioner:
 
     def discard(self) -> None:
         """Drop what backward passes since the last step have left, as if they had not been."""
-        self.tap.rewind()
+        self.tap.draws.rewind()
         for layer in self.layers:
             layer.natural, layer.plain = False, None
             layer.held.clear()
@@ -292,7 +292,7 @@ class Preconditioner:
             "blocks": dict(self.blocks.state_dict()),
             "failures": [layer.failures for layer in self.layers],
             "held": [[sample.state() for sample in layer.held] for layer in self.layers],
-            "tap": self.tap.state_dict(),
+            "tap": self.tap.draws.state_dict(),
             "steps": self.steps,
             "skipped": self.skipped,
         }
@@ -309,7 +309,7 @@ class Preconditioner:
             layer.failures = failures
         for layer, held in zip(self.layers, state["held"], strict=True):
             layer.held = [Sample.from_state(entry) for entry in held]
-        self.tap.load_state_dict(state["tap"])
+        self.tap.draws.load_state_dict(state["tap"])
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.tap.active = self.steps % self.stats_every == 0
 

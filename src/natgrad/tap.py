@@ -13,7 +13,7 @@ told apart by the weight they are given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -24,6 +24,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from natgrad.calls import Heard, listen, unlisten, whole
+from natgrad.draws import Draws
 from natgrad.layers import LayerView
 from natgrad.layers.attention import ProjectionView
 from natgrad.likelihood import Likelihood
@@ -92,11 +93,9 @@ class Tap:
     ) -> None:
         self.model, self.views, self.deliver = model, views, deliver
         self.likelihood, self.fisher, self.samples = likelihood, fisher, samples
-        self.logits, self.reduction, self.seed = logits, reduction, seed
+        self.logits, self.reduction, self.draws = logits, reduction, Draws(seed)
         self.active = True
         self.running = False  # whether the backward pass now under way is our own
-        self._generator: torch.Generator | None = None
-        self._mark: Tensor | None = None  # the generator as it stood after the last step
         self._pass: _Pass | None = None
         self._alone: list[tuple[_Pass, Tensor]] | None = None
         self._heard: list[Heard] = []
@@ -236,9 +235,7 @@ class Tap:
             return iter(())
         if self.fisher == "exact":
             return self.likelihood.columns(f, counted)
-        generator = self.generator(f.device)
-        if self._mark is None:
-            self._mark = generator.get_state()
+        generator = self.draws.generator(f.device)
         return self.likelihood.draws(f, generator, self.samples, counted)
 
     def _sample(self, uses: list[_Use], examples: int | None) -> Sample:
@@ -288,39 +285,6 @@ class Tap:
             self._alone = None
         self._run(current, get_gradient_edge(f), columns(f), len(f))
         return f
-
-    # the generator ------------------------------------------------------------------------------
-
-    def generator(self, device: torch.device) -> torch.Generator:
-        """The tap's own random generator, made where the logits are."""
-        if self._generator is None or self._generator.device != device:
-            self._generator = torch.Generator(device).manual_seed(self.seed)
-        return self._generator
-
-    def keep(self) -> None:
-        """What has been drawn since the last step was used."""
-        self._mark = None
-
-    def rewind(self) -> None:
-        """What has been drawn since the last step was not used: draw it again."""
-        if self._mark is not None and self._generator is not None:
-            self._generator.set_state(self._mark)
-        self._mark = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The generator's state, and the device it belongs to."""
-        generator = self._generator
-        if generator is None:
-            return {}
-        state = {"generator": generator.get_state(), "device": str(generator.device)}
-        return state if self._mark is None else {**state, "mark": self._mark}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the random numbers where the saved tap stopped."""
-        self._generator = None
-        if state:
-            self.generator(torch.device(state["device"])).set_state(state["generator"].cpu())
-        self._mark = state.get("mark")
 
 
 def _mark_logits(current: _Pass, f: Tensor) -> None:

@@ -169,6 +169,10 @@ def inspect(
     damping: Annotated[
         float, typer.Option(help="Added to the eigenvalues for the natural gradients.")
     ] = 1e-3,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Draws an example of the sampled Fisher; by default the exact."),
+    ] = None,
     out: Out = None,
     data: Data = None,
 ) -> None:
@@ -182,12 +186,12 @@ def inspect(
         looks = sorted({_number(each) for each in epochs.split(",")})
         snapshots = inspect_training(
             experiment, optimizer, settings, experiment.data.load(data), epochs=looks,
-            examples=examples, damping=damping, tell=typer.echo,
+            examples=examples, damping=damping, samples=samples, tell=typer.echo,
         )  # fmt: skip
         for snapshot in snapshots:
             typer.echo(f"\nepoch {snapshot.epoch:.3g}\n{snapshot.comparison}")
         folder = out or Path("runs") / f"inspect-{experiment.name}"
-        page = write_inspection(folder, experiment, optimizer, settings, snapshots)
+        page = write_inspection(folder, experiment, optimizer, settings, snapshots, samples)
         typer.echo(f"\npage: {page}")
 
 

@@ -40,6 +40,7 @@ def inspect_training(
     epochs: Sequence[float],
     examples: int,
     damping: float,
+    samples: int | None = None,
     tell: Callable[[str], None] = lambda message: None,
 ) -> list[Snapshot]:
     """Train a recipe and compare the structures at the given epochs, on validation examples.
@@ -52,6 +53,7 @@ def inspect_training(
         epochs: when to look, ascending; 0 is the initialisation.
         examples: the Fisher matrices are means over this many validation examples.
         damping: added to the eigenvalues for the natural gradients.
+        samples: None for the exact Fisher, else draws per example of the sampled one.
         tell: is given a line of progress.
     """
     budget = Budget(epochs=max(*epochs, 1e-9))
@@ -64,14 +66,20 @@ def inspect_training(
             loss = training.step()
         tell(f"epoch {training.epoch:.3g}, {training.update} updates, loss {loss:.4g}: comparing")
         found = compare(
-            training.model, pair.inputs, recipe.likelihood, targets=pair.targets, damping=damping
-        )
+            training.model, pair.inputs, recipe.likelihood, targets=pair.targets, damping=damping,
+            kind="exact" if samples is None else "sampled", samples=samples or 1,
+        )  # fmt: skip
         snapshots.append(Snapshot(training.epoch, training.update, loss, found))
     return snapshots
 
 
 def write_inspection(
-    folder: Path, recipe: Recipe, optimizer: str, settings: Settings, snapshots: Sequence[Snapshot]
+    folder: Path,
+    recipe: Recipe,
+    optimizer: str,
+    settings: Settings,
+    snapshots: Sequence[Snapshot],
+    samples: int | None = None,
 ) -> Path:
     """Write records, tables and figures of the snapshots.
 
@@ -85,6 +93,7 @@ def write_inspection(
         "optimizer": optimizer,
         "settings": dict(settings),
         "seed": SEED,
+        "fisher": "exact" if samples is None else f"sampled, {samples} draws an example",
         "versions": provenance.versions(),
         "machine": provenance.machine(),
         "git": provenance.git(),
@@ -115,7 +124,8 @@ def _head(record: dict[str, Any], recipe: Recipe) -> str:
     return (
         f"# {recipe.name}: {recipe.architecture}\n\n"
         f"{recipe.data.name}, trained by {record['optimizer']} ({settings}), "
-        f"seed {record['seed']}. Fisher matrices are exact means over {first['examples']} "
+        f"seed {record['seed']}. Fisher matrices ({record['fisher']}) are means over "
+        f"{first['examples']} "
         f"validation examples; natural gradients of their mean loss with damping "
         f"{first['damping']:g}.\n\n"
         f"    {record['command']}"
