@@ -148,10 +148,18 @@ def compare_optimizers(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A results folder.")],
+    publish: Annotated[
+        Path | None,
+        typer.Option(help="Also write a short page in Markdown with one figure into this folder."),
+    ] = None,
 ) -> None:
     """Print the table of a results folder and write its HTML page."""
+    from natgrad.lab.report import publish as write_page
+
     with _failures():
         _report(folder)
+        if publish is not None:
+            typer.echo(f"published: {write_page(folder, publish)}")
 
 
 @app.command()

@@ -19,9 +19,9 @@ RECIPE = Recipe(
     metric=SQUARED_ERROR,
     batch_size=128,
     l2=1e-5,
-    epochs=20,
-    tuning_epochs=2,
-    evaluations_per_epoch=2,
+    epochs=5,
+    tuning_epochs=1,
+    evaluations_per_epoch=4,
     grids={  # 9 points each
         "sgd": [{"lr": lr} for lr in (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01)],
         "adam": [{"lr": lr} for lr in (5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3)],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from natgrad.lab.report.figures import write_figures
 from natgrad.lab.report.page import page
+from natgrad.lab.report.published import publish
 from natgrad.lab.report.read import ResultsError, read_results
 from natgrad.lab.report.summary import (
     OptimizerSummary,
@@ -22,6 +23,7 @@ __all__ = [
     "Spread",
     "Summary",
     "Target",
+    "publish",
     "summarize",
     "write_report",
 ]

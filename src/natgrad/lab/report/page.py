@@ -64,10 +64,10 @@ def page(results: Results, summary: Summary) -> str:
         caption=figures.CAPTION,
         grids=grids(results),
         tuning_rule=without_paths(str(results.manifest.get("tuning_rule") or "")),
-        settings=_settings(results),
-        facts=_facts(results),
+        settings=settings(results),
+        facts=facts(results),
         paper=paper_rows(results.part("recipe").get("paper_numbers"), summary),
-        provenance=_provenance(results),
+        provenance=provenance(results),
         command=without_paths(str(results.manifest.get("command") or "")),
     )
 
@@ -120,7 +120,8 @@ def _paper_row(what: str, value: Any, summary: Summary) -> PaperRow:
     )
 
 
-def _settings(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
+def settings(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the settings that each optimizer ran with."""
     tuned = results.part("tuned")
     used = {
         name: next((run.settings for run in runs if run.settings), tuned.get(name) or {})
@@ -129,9 +130,10 @@ def _settings(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
     return [(display_name(name), settings) for name, settings in used.items()]
 
 
-def _facts(results: Results) -> list[tuple[str, str]]:
+def facts(results: Results) -> list[tuple[str, str]]:
+    """Return what was trained on what, for how long."""
     recipe, data = results.part("recipe"), results.part("data")
-    facts = {
+    found = {
         "Data": ", ".join(str(data[key]) for key in ("name", "source") if data.get(key)),
         "Examples": _examples(data),
         "Split": data.get("split"),
@@ -144,7 +146,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         "Budget per tuning run": _budget(results.part("tuning_budget")),
         "Seeds": ", ".join(map(str, results.seeds)),
     }
-    return [(key, plain_value(value)) for key, value in facts.items() if value not in (None, "")]
+    return [(key, plain_value(value)) for key, value in found.items() if value not in (None, "")]
 
 
 def _examples(data: Mapping[str, Any]) -> str:
@@ -163,11 +165,12 @@ def _budget(budget: Mapping[str, Any]) -> str:
     return " or ".join(f"{budget[key]:g} {unit}" for key, unit in units.items() if budget.get(key))
 
 
-def _provenance(results: Results) -> list[tuple[str, str]]:
+def provenance(results: Results) -> list[tuple[str, str]]:
+    """Return when, from which revision, and on what it was measured."""
     git = results.part("git")
     dirty = " with uncommitted changes" if git.get("dirty") else ""
     revision = f"{git['revision']}{dirty}" if git.get("revision") else ""
-    facts = [
+    found = [
         ("Started", results.manifest.get("started")),
         ("Finished", results.manifest.get("finished")),
         ("Revision", revision),
@@ -176,6 +179,6 @@ def _provenance(results: Results) -> list[tuple[str, str]]:
     ]
     return [
         (key.replace("_gib", " [GiB]").replace("_", " "), plain_value(value))
-        for key, value in facts
+        for key, value in found
         if value not in (None, "") and key.lower() not in _PRIVATE
     ]

@@ -17,7 +17,7 @@ class GridPoint:
 
     Attributes:
         cells: The values of the settings that the grid varies, as text.
-        loss: Its final validation loss, as text, or how it ended.
+        loss: The validation loss it was judged by, as text, or how it ended.
         chosen: Whether the runs that count used it.
         shade: 1 for the lowest loss of the grid, 0 for the highest and for those without one.
     """
@@ -58,7 +58,8 @@ def grids(results: Results) -> list[Grid]:
         settings = settings or {i: dict(run.settings) for i, run in sorted(runs.items())}
         if settings:
             chosen = results.part("tuned").get(optimizer)
-            made.append(_grid(optimizer, settings, runs, chosen))
+            scores = results.part("tuning_losses").get(optimizer) or []
+            made.append(_grid(optimizer, settings, runs, chosen, scores))
     return made
 
 
@@ -82,12 +83,16 @@ def edges(
 
 
 def _grid(
-    optimizer: str, settings: Mapping[int, dict[str, Any]], runs: Mapping[int, Run], chosen: Any
+    optimizer: str,
+    settings: Mapping[int, dict[str, Any]],
+    runs: Mapping[int, Run],
+    chosen: Any,
+    scores: Sequence[float | None],
 ) -> Grid:
     everything = list(settings.values())
     names = list(dict.fromkeys(key for point in everything for key in point))
     keys = tuple(name for name in names if len({str(p.get(name)) for p in everything}) > 1)
-    losses = {i: _loss(runs.get(i)) for i in settings}
+    losses = {i: _loss(runs.get(i), scores[i] if i < len(scores) else None) for i in settings}
     order = sorted(settings, key=lambda i: [_rank(settings[i].get(key)) for key in keys])
     chosen = chosen if isinstance(chosen, Mapping) else {}
     points = tuple(
@@ -104,10 +109,11 @@ def _grid(
     return Grid(display_name(optimizer), keys, points, constant, notes)
 
 
-def _loss(run: Run | None) -> float:
+def _loss(run: Run | None, score: float | None) -> float:
+    """What the point was judged by: the score that was recorded, else the final loss."""
     if run is None or run.status == "diverged":
         return math.nan
-    return run.final("validation_loss")
+    return run.final("validation_loss") if score is None else score
 
 
 def _loss_text(loss: float, run: Run | None) -> str:
