@@ -61,8 +61,9 @@ def _decompose_stack(factors: list[Factor]) -> list[Decomposition | None]:
     if factors[0].diagonal:
         return [_decompose_diagonal(factor) for factor in factors]
     stack = torch.stack([factor.matrix for factor in factors])
-    finite = torch.isfinite(stack).all(-1).all(-1)
-    stack = torch.where(finite[..., None, None], stack, torch.zeros_like(stack))
+    finite = linalg.finite(stack)
+    if not bool(finite.all()):
+        stack = torch.where(finite[..., None, None], stack, torch.zeros_like(stack))
     if factors[0].ridge is None:
         eigen, ok = linalg.eigh(stack)
         assert eigen.vectors is not None

@@ -19,6 +19,7 @@ __all__ = [
     "eigenvalues",
     "eigh",
     "factored_ridges",
+    "finite",
     "inverse",
     "kron",
     "kron_eigen_solve",
@@ -114,12 +115,20 @@ def inverse(M: Tensor) -> tuple[Tensor, Tensor]:
     """
     L, info = torch.linalg.cholesky_ex(M)
     succeeded = info == 0
+    if bool(succeeded.all()):
+        inv = torch.cholesky_inverse(L)
+        return inv, finite(inv)
     inv = torch.cholesky_inverse(_where(succeeded, L))
-    if M.dtype != torch.float64 and not bool(succeeded.all()):
+    if M.dtype != torch.float64:
         retried, retried_ok = inverse(M[~succeeded].double())
         inv[~succeeded] = retried.to(M.dtype)
         succeeded = succeeded.clone().masked_scatter_(~succeeded, retried_ok)
-    return inv, succeeded & torch.isfinite(inv).all(-1).all(-1)
+    return inv, succeeded & finite(inv)
+
+
+def finite(M: Tensor) -> Tensor:
+    """Which matrices of the stack are finite, ``[..]``; one whose sum overflows is not."""
+    return torch.isfinite(M.sum((-2, -1)))
 
 
 def _where(succeeded: Tensor, L: Tensor) -> Tensor:

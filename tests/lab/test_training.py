@@ -143,3 +143,24 @@ def test_budgets() -> None:
     assert Budget(seconds=4).share(0.5) == Budget(seconds=2)
     assert Budget(epochs=4).share(0.5) == Budget(epochs=2)
     assert (str(Budget(epochs=4)), str(Budget(seconds=2.5))) == ("4 epochs", "2.5 seconds")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "kfac"])
+def test_a_linear_schedule_ends_at_zero(tiny: Recipe, digits: Splits, optimizer: str) -> None:
+    recipe = dataclasses.replace(tiny, schedule="linear")
+    one = start(recipe, digits, optimizer, budget=Budget(epochs=0.5), settings={"lr": 0.02})
+    rates = []
+    while one.used < 1:
+        one.step()
+        rates.append({group["lr"] for group in one.optimizer.param_groups})
+    assert rates == [{pytest.approx(0.02 * (1 - k / 12))} for k in range(12)]
+    again = start(recipe, digits, optimizer, budget=Budget(epochs=0.5), settings={"lr": 0.02})
+    for _ in range(5):
+        again.step()
+    state = again.state_dict()
+    resumed = start(recipe, digits, optimizer, budget=Budget(epochs=0.5), settings={"lr": 0.02})
+    resumed.load_state_dict(state)
+    while resumed.used < 1:
+        resumed.step()
+    for p, q in zip(one.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(p, q)

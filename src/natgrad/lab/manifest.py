@@ -68,6 +68,7 @@ def _of_recipe(recipe: Recipe) -> dict[str, Any]:
         "differs": recipe.differs,
         "batch_size": recipe.batch_size,
         "l2": recipe.l2,
+        "schedule": recipe.schedule,
         "network": recipe.architecture,
         "likelihood": type(recipe.likelihood).__name__,
         "parameters": sum(p.numel() for p in recipe.network().parameters()),

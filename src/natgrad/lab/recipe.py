@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import nn
 
@@ -41,6 +42,8 @@ class Recipe:
         evaluations_per_epoch: how often the curves get a point.
         grids: the settings tried for each optimizer, the same number for all.
         settings: what is used without tuning; the outcome of tuning when the recipe was written.
+        schedule: of the learning rate, for every optimizer alike: ``"constant"``, or ``"linear"``
+            from its value at the start to zero at the end of the budget.
         threads: that torch computes with; None leaves torch's default. Networks of this size are
             faster with one, all the more on a busy machine.
         train_evaluated: the training curve is measured on this many examples, the first ones.
@@ -65,6 +68,7 @@ class Recipe:
     evaluations_per_epoch: int
     grids: Mapping[str, list[Settings]]
     settings: Mapping[str, Settings]
+    schedule: Literal["constant", "linear"] = "constant"
     threads: int | None = None
     train_evaluated: int = 10_000
     optimizers: tuple[str, ...] = ("sgd", "adam", "adamw", "muon", "kfac")

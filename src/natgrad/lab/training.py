@@ -91,6 +91,7 @@ class Training:
         self.model = run.recipe.network()
         task = Task(self.model, run.recipe.likelihood, run.seed)
         self.optimizer = build(run.optimizer, task, run.settings)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.penalised = [p for p in self.model.parameters() if p.ndim > 1]
         self.update, self.seconds = 0, 0.0
         self.rows: list[dict[str, Any]] = []
@@ -115,6 +116,7 @@ class Training:
         """
         begin = time.perf_counter()
         x, y = self._batch()
+        self._schedule()
         self.optimizer.zero_grad()
         loss = self.run.recipe.likelihood.nll(self.model(x), y).mean()
         value = loss.item()
@@ -133,6 +135,13 @@ class Training:
         size = self.run.recipe.batch_size
         chosen = self._order[1][index * size : (index + 1) * size]
         return self.splits.train.inputs[chosen], self.splits.train.targets[chosen]
+
+    def _schedule(self) -> None:
+        """Set the learning rates of this step: a function of the share of the budget used up."""
+        if self.run.recipe.schedule == "linear":
+            left = max(0.0, 1 - self.used)
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * left
 
     def _penalise(self) -> None:
         """Add the gradient of ``l2 / 2 |W|^2``."""

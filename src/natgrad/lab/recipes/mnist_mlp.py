@@ -22,6 +22,7 @@ RECIPE = Recipe(
     epochs=20,
     tuning_epochs=5,
     evaluations_per_epoch=4,
+    schedule="linear",
     grids={  # 9 points each
         "sgd": [{"lr": lr} for lr in (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)],
         "adam": [{"lr": lr} for lr in (5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3)],
@@ -47,7 +48,7 @@ RECIPE = Recipe(
     paper_numbers={"SGD test accuracy (%)": 97.62, "SNGD test accuracy (%)": 97.79},
     differs=(
         "the paper gives no learning rate, momentum, initialisation or number of epochs: here "
-        "momentum 0.9, torch's default initialisation, a constant learning rate picked on the "
-        "validation set; pixels in [0, 1], no augmentation"
+        "momentum 0.9, torch's default initialisation, a learning rate picked on the "
+        "validation set that falls linearly to zero; pixels in [0, 1], no augmentation"
     ),
 )

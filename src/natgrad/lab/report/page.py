@@ -142,11 +142,17 @@ def facts(results: Results) -> list[tuple[str, str]]:
         "Likelihood": recipe.get("likelihood"),
         "Batch size": recipe.get("batch_size"),
         "L2 penalty": recipe.get("l2"),
+        "Learning rate": _schedule(recipe.get("schedule")),
         "Budget per run": _budget(results.part("budget")),
         "Budget per tuning run": _budget(results.part("tuning_budget")),
         "Seeds": ", ".join(map(str, results.seeds)),
     }
     return [(key, plain_value(value)) for key, value in found.items() if value not in (None, "")]
+
+
+def _schedule(name: Any) -> str:
+    known = {"constant": "constant", "linear": "falls linearly to zero over the budget"}
+    return known.get(name, "")
 
 
 def _examples(data: Mapping[str, Any]) -> str:
