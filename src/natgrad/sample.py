@@ -18,7 +18,7 @@ from torch import Tensor
 
 __all__ = ["InputRows", "OneHot", "OutputRows", "Sample", "concatenated", "statistics_dtype"]
 
-CHUNK_BYTES = 2**28  #: memory for per-example gradients, 256 MiB
+CHUNK_BYTES = 2**27  #: memory for per-example gradients, 128 MiB
 
 
 @dataclass(frozen=True)
@@ -158,11 +158,17 @@ class Sample:
             return total.index_add_(0, self.a.indices.flatten() + 1, g)[1:].mT
         return g.mT @ self.a.flatten(-3, -2)
 
+    def squared_mean_gradients(self) -> Tensor:
+        """``sum_c (1/n sum_{n,t} g a^T)^2 [(q,) o, i]``: squares of the batch-mean gradients."""
+        columns = (Sample(self.a, g.unsqueeze(-4)).gradient_sum() for g in self.g.unbind(-4))
+        total = torch.stack([column.square() for column in columns]).sum(0)
+        return total / self.examples**2
+
     def squared_gradients(self) -> Tensor:
         """``sum_{c,n} (sum_t g a^T)^2 [(q,) o, i]``: squares of the true per-example gradients.
 
         With one position the squares factor, ``(g^2)^T (a^2)``; else gradients are formed for some
-        examples at a time, in at most 256 MiB.
+        examples at a time, in at most 128 MiB.
         """
         a = self.a
         if isinstance(a, OneHot):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from natgrad.blocks import EKFAC, KFAC, TEKFAC, EigenCorrected, Exact
+from natgrad.blocks import EKFAC, KFAC, TEKFAC, EigenCorrected, EKFACRa, Exact, TEKFACRa
 from natgrad.damping import Constant, Factored
 from natgrad.linalg import Eigen
 from natgrad.sample import OneHot, Sample
@@ -206,3 +206,37 @@ def test_the_correction_of_any_two_factor_block_costs_one_line():
     Q = basis(made)
     assert relative(made.dense(), Q @ torch.diag((Q.mT @ F @ Q).diagonal()) @ Q.mT) < 1e-12
     assert relative(made.dense(), block(EKFAC, sample()).dense()) < 1e-9
+
+
+@pytest.mark.parametrize("cls", [EKFACRa, TEKFACRa])
+def test_ra_squares_the_gradient_of_the_batch_mean(cls):
+    made = observed(cls)
+    refresh(made)
+    batches = sample(seed=5), sample(n=4, seed=9)
+    for each in batches:
+        made.rescale(each)
+    commit(made)
+    A, G = made.basis.eigen()
+    expected = torch.zeros(3, 4, dtype=torch.float64)
+    for each in batches:
+        for g in each.g:
+            mean = torch.einsum("nto,nti->oi", g, each.a) / each.examples
+            expected += (G.vectors.mT @ mean @ A.vectors).square() * each.examples / 10
+    assert relative(made.scales(), expected) < 1e-12
+
+
+def test_with_sampled_targets_ra_is_smaller_by_the_batch_size():
+    torch.manual_seed(0)
+    n, draws = 8, 20_000
+    a, scores = normal(n, 1, 4), normal(n, 1, 3, seed=2)
+    made = EKFACRa((3, 4), damping=0.1, dtype=torch.float64)
+    signs = torch.randint(2, (draws, n, 1, 1), dtype=torch.float64) * 2 - 1  # E[score] = 0
+    drawn = Sample(a, signs * scores / draws**0.5)
+    made.observe(drawn)
+    commit(made)
+    refresh(made)
+    made.rescale(drawn)
+    commit(made)
+    intra = drawn.rotated(*(e.vectors for e in made.basis.eigen())).squared_gradients() / n
+    assert relative(made.scales() * n, intra) < 0.05
+    assert relative(made.scales(), intra) > 0.5

@@ -53,3 +53,11 @@ def test_a_grid_that_is_not_there(tiny: Recipe) -> None:
     recipe = dataclasses.replace(tiny, grids={"sgd": [{"lr": 0.1}]})
     with pytest.raises(UsageError, match="no tuning grid for kfac"):
         recipe.grid("kfac")
+
+
+def test_a_recipe_with_another_schedule() -> None:
+    recipe = load("digits-mlp")
+    assert recipe.scheduled(None) is recipe
+    assert recipe.scheduled("linear").schedule == "linear"
+    with pytest.raises(UsageError, match="linear"):
+        recipe.scheduled("cosine")

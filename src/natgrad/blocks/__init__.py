@@ -2,7 +2,7 @@
 
 from natgrad.blocks.base import Block
 from natgrad.blocks.diagonal import Diagonal
-from natgrad.blocks.ekfac import EKFAC, TEKFAC, EigenCorrected
+from natgrad.blocks.ekfac import EKFAC, TEKFAC, EigenCorrected, EKFACRa, TEKFACRa
 from natgrad.blocks.exact import Exact
 from natgrad.blocks.kfac import KFAC
 from natgrad.blocks.tkfac import TKFAC
@@ -15,7 +15,9 @@ __all__ = [
     "TKFAC",
     "Block",
     "Diagonal",
+    "EKFACRa",
     "EigenCorrected",
     "Exact",
+    "TEKFACRa",
     "TwoFactor",
 ]

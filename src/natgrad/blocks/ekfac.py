@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from natgrad.damping import Constant, EigenvalueDamping
 from natgrad.decompose import Decomposition, Factor
 from natgrad.sample import Sample
 
-__all__ = ["EKFAC", "TEKFAC", "EigenCorrected"]
+__all__ = ["EKFAC", "TEKFAC", "EKFACRa", "EigenCorrected", "TEKFACRa"]
 
 
 class EigenCorrected(Block):
@@ -31,12 +31,19 @@ class EigenCorrected(Block):
     with ``R = U_old^T U_new``: exact for the matrix ``Q diag(s) Q^T``, and it keeps the trace
     (V:C18; the papers leave the stale scale). New scales are measured in the new basis.
 
+    Two estimators of the scale (George et al. 2018, section 3.2): ``"intra"`` averages the squares
+    of the per-example gradients, and is what all of the above holds for; ``"ra"`` squares the
+    gradient of the batch mean, which is cheaper and smaller by a factor of the batch size: with sampled
+    targets its expectation is ``diag(Q^T F_l Q) / n`` (V:A10), with true ones a squared mean is
+    added. Damping and learning rate then mean something else at every batch size.
+
     A plain number as damping is added to the scale.
     """
 
     eigenvalues_only = True
     needs_rescale = True
     of: ClassVar[type[TwoFactor]]  #: the block that gives the basis
+    estimator: ClassVar[Literal["intra", "ra"]] = "intra"  #: of the scale
 
     @staticmethod
     def default_damping(value: float) -> Constant:
@@ -64,7 +71,11 @@ class EigenCorrected(Block):
         if self.is_ready:
             A, G = self.basis.eigen()
             rotated = sample.rotated(A.vectors, G.vectors)
-            self.scale.add(rotated.squared_gradients(), sample.examples)
+            n = sample.examples
+            if self.estimator == "intra":
+                self.scale.add(rotated.squared_gradients(), n)
+            else:  # a mean over batches, each counted by its size
+                self.scale.add(rotated.squared_mean_gradients() * n, n)
 
     def factors(self) -> Mapping[str, Factor]:
         """The factors of the two-factor block, to be eigendecomposed."""
@@ -136,6 +147,18 @@ class TEKFAC(EigenCorrected):
     """
 
     of = TKFAC
+
+
+class EKFACRa(EKFAC):
+    """EKFAC with the running average of squared batch gradients as its scale."""
+
+    estimator = "ra"
+
+
+class TEKFACRa(TEKFAC):
+    """TEKFAC with the running average of squared batch gradients as its scale."""
+
+    estimator = "ra"
 
 
 def _carried(s: Tensor, R_A: Tensor | None, R_G: Tensor | None) -> Tensor:

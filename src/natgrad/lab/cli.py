@@ -40,6 +40,10 @@ Epochs: TypeAlias = Annotated[
 Seconds: TypeAlias = Annotated[
     float | None, typer.Option(help="Budget of a run in seconds of training steps.")
 ]
+Schedule: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Of the learning rate: constant, or linear to zero; default in the recipe."),
+]
 Out: TypeAlias = Annotated[
     Path | None, typer.Option(help="Folder for the results; by default a new one in runs/.")
 ]
@@ -94,19 +98,20 @@ def run(
     ] = None,
     epochs: Epochs = None,
     seconds: Seconds = None,
+    schedule: Schedule = None,
     out: Out = None,
     data: Data = None,
     resume: Resume = False,
 ) -> None:
     """Train one optimizer from one seed."""
     with _failures():
-        experiment = load(recipe)
+        experiment = load(recipe).scheduled(schedule)
         name = optimizer or "kfac"
         _check_optimizers([name])
         settings = {**experiment.settings.get(name, {}), **parse(name, set_ or [])}
         budget = _budget(experiment, epochs, seconds)
         plan = Plan(experiment, (name,), (seed or 0,), budget, {name: settings})
-        given = _any_given(optimizer, seed, epochs, seconds, set_)
+        given = _any_given(optimizer, seed, epochs, seconds, schedule, set_)
         _carry_out(plan, out, data, resume, "run", as_before=not given)
 
 
@@ -122,6 +127,7 @@ def compare_optimizers(
     ] = None,
     epochs: Epochs = None,
     seconds: Seconds = None,
+    schedule: Schedule = None,
     out: Out = None,
     data: Data = None,
     resume: Resume = False,
@@ -131,7 +137,7 @@ def compare_optimizers(
 ) -> None:
     """Tune every optimizer on the validation set, train all of them, print and plot the outcome."""
     with _failures():
-        experiment = load(recipe)
+        experiment = load(recipe).scheduled(schedule)
         chosen = experiment.optimizers if optimizers is None else _named(optimizers)
         _check_optimizers(chosen)
         plan = Plan(
@@ -141,7 +147,7 @@ def compare_optimizers(
             _budget(experiment, epochs, seconds),
             {name: experiment.settings.get(name, {}) for name in chosen} if no_tune else {},
         )
-        given = _any_given(optimizers, seeds, epochs, seconds) or no_tune
+        given = _any_given(optimizers, seeds, epochs, seconds, schedule) or no_tune
         _carry_out(plan, out, data, resume, "compare", as_before=not given)
 
 

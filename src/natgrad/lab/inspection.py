@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from natgrad import Comparison, compare
+from natgrad.compare import ComparisonRow
 from natgrad.lab import provenance
 from natgrad.lab.data import Splits
 from natgrad.lab.optimizers import Settings
 from natgrad.lab.recipe import Recipe
 from natgrad.lab.training import Budget, Run, Training
 
-__all__ = ["Snapshot", "inspect_training", "write_inspection"]
+__all__ = ["Snapshot", "inspect_training", "write_inspection", "write_page"]
 
 SEED = 0
 FIGURES = ("errors", "spectra", "matrices")
@@ -89,6 +91,7 @@ def write_inspection(
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
         "recipe": recipe.name,
+        "architecture": recipe.architecture,
         "data": recipe.data.name,
         "optimizer": optimizer,
         "settings": dict(settings),
@@ -101,9 +104,17 @@ def write_inspection(
         "snapshots": [_record(snapshot) for snapshot in snapshots],
     }
     (folder / "inspection.json").write_text(json.dumps(record, indent=1) + "\n")
-    sections = [_section(folder, number, each) for number, each in enumerate(snapshots)]
+    for number, snapshot in enumerate(snapshots):
+        _draw(folder, number, snapshot.comparison)
+    return write_page(folder)
+
+
+def write_page(folder: Path) -> Path:
+    """Write ``inspection.md`` from the record and the figures in a folder."""
+    record = json.loads((folder / "inspection.json").read_text())
+    sections = [_section(folder, k, snapshot) for k, snapshot in enumerate(record["snapshots"])]
     page = folder / "inspection.md"
-    page.write_text("\n\n".join([_head(record, recipe), *sections]) + "\n")
+    page.write_text("\n\n".join([_head(record), _medians(record), *sections]) + "\n")
     return page
 
 
@@ -118,30 +129,52 @@ def _record(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _head(record: dict[str, Any], recipe: Recipe) -> str:
+def _head(record: dict[str, Any]) -> str:
     first = record["snapshots"][0]
     settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items())
     return (
-        f"# {recipe.name}: {recipe.architecture}\n\n"
-        f"{recipe.data.name}, trained by {record['optimizer']} ({settings}), "
-        f"seed {record['seed']}. Fisher matrices ({record['fisher']}) are means over "
-        f"{first['examples']} "
-        f"validation examples; natural gradients of their mean loss with damping "
-        f"{first['damping']:g}.\n\n"
-        f"    {record['command']}"
+        f"# {record['recipe']}: {record['architecture']}\n\n"
+        f"    {record['command']}\n\n"
+        f"{record['data']}, trained by {record['optimizer']} ({settings}), seed {record['seed']}. "
+        f"Fisher matrices ({record['fisher']}) are means over {first['examples']} validation "
+        "examples; natural gradients are those of their mean loss, with damping "
+        f"{first['damping']:g}. Error: |F - F'| / |F|, Frobenius. Trace: tr F' / tr F. Cosine and "
+        "step error: between the damped natural gradients u' and u, |u - u'| / |u|."
     )
 
 
-def _section(folder: Path, number: int, snapshot: Snapshot) -> str:
-    title = f"## Epoch {snapshot.epoch:.3g} ({snapshot.update} updates)"
-    lines = [title, f"```\n{snapshot.comparison}\n```"]
+def _medians(record: dict[str, Any]) -> str:
+    """For each moment and structure the medians over layers."""
+    head = ("epoch", "loss", "structure", "error", "trace", "cosine", "step error")
+    lines = [head, ("---",) * len(head)]
+    for snapshot in record["snapshots"]:
+        structures = dict.fromkeys(row["structure"] for row in snapshot["rows"])
+        for structure in structures:
+            rows = [row for row in snapshot["rows"] if row["structure"] == structure]
+            figures = (
+                f"{statistics.median(row[key] for row in rows):.3f}"
+                for key in ("error", "trace_ratio", "cosine", "step_error")
+            )
+            when = (f"{snapshot['epoch']:.3g}", f"{snapshot['loss']:.3g}")
+            lines.append((*when, structure.upper(), *figures))
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"Medians over layers:\n\n{table}"
+
+
+def _draw(folder: Path, number: int, comparison: Comparison) -> None:
     for kind in FIGURES:
         try:
-            figure = snapshot.comparison.plot(kind)
+            figure = comparison.plot(kind)
         except ValueError:  # no matrix is small enough to be shown
             continue
-        name = f"{kind}-{number}"
-        figure.savefig(folder / f"{name}.pdf")
-        figure.savefig(folder / f"{name}.png", dpi=110)
-        lines.append(f"![{kind}]({name}.png)")
-    return "\n\n".join(lines)
+        figure.savefig(folder / f"{kind}-{number}.pdf")
+        figure.savefig(folder / f"{kind}-{number}.png", dpi=110)
+
+
+def _section(folder: Path, number: int, snapshot: dict[str, Any]) -> str:
+    rows = tuple(ComparisonRow(**row) for row in snapshot["rows"])
+    table = Comparison(rows, snapshot["examples"], snapshot["damping"], {}, {})
+    title = f"## Epoch {snapshot['epoch']:.3g} ({snapshot['update']} updates)"
+    shown = [kind for kind in FIGURES if (folder / f"{kind}-{number}.png").exists()]
+    figures = [f"![{kind}]({kind}-{number}.png)" for kind in shown]
+    return "\n\n".join([title, f"```\n{table}\n```", *figures])

@@ -89,7 +89,7 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
     if manifest.get("schema") != SCHEMA:
         raise LabError(f"the manifest has schema {manifest.get('schema')}, this is {SCHEMA}")
     return Plan(
-        load(manifest["recipe"]["name"]),
+        load(manifest["recipe"]["name"]).scheduled(manifest["recipe"]["schedule"]),
         tuple(manifest["optimizers"]),
         tuple(manifest["seeds"]),
         Budget(**manifest["budget"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import nn
@@ -80,6 +80,18 @@ class Recipe:
         counts = {name: len(grid) for name, grid in self.grids.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(f"recipe {self.name}: grids must be equally long, got {counts}")
+
+    def scheduled(self, schedule: str | None) -> Recipe:
+        """The recipe with another schedule of the learning rate; None leaves its own.
+
+        Raises:
+            UsageError: no such schedule.
+        """
+        if schedule is None:
+            return self
+        if schedule not in ("constant", "linear"):
+            raise unknown("schedule", schedule, ["constant", "linear"])
+        return replace(self, schedule=schedule)  # type: ignore[arg-type]
 
     def grid(self, optimizer: str) -> list[Settings]:
         """The settings to try for an optimizer.
