@@ -33,9 +33,9 @@ class EigenCorrected(Block):
 
     Two estimators of the scale (George et al. 2018, section 3.2): ``"intra"`` averages the squares
     of the per-example gradients, and is what all of the above holds for; ``"ra"`` squares the
-    gradient of the batch mean, which is cheaper and smaller by a factor of the batch size: with sampled
-    targets its expectation is ``diag(Q^T F_l Q) / n`` (V:A10), with true ones a squared mean is
-    added. Damping and learning rate then mean something else at every batch size.
+    gradient of the batch mean, which is cheaper and smaller by a factor of the batch size: with
+    sampled targets its expectation is ``diag(Q^T F_l Q) / n`` (V:A10), with true ones a squared
+    mean is added. Damping and learning rate then mean something else at every batch size.
 
     A plain number as damping is added to the scale.
     """
