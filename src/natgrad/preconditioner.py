@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from natgrad import distributed
+from natgrad.arguments import check_choice, check_coverage, check_range
 from natgrad.blocks import Block, Exact
 from natgrad.blocks.base import Shared
 from natgrad.damping import Damping, checked, on_eigenvalues
 from natgrad.decompose import decompose
 from natgrad.fused import FusedGradients
-from natgrad.layers import LayerView, Uncovered, views_of
+from natgrad.layers import LayerView, views_of
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey
 from natgrad.report import Report, report_on
@@ -71,9 +72,9 @@ class Preconditioner:
         shared: ``"expand"`` or ``"reduce"``, for layers with shared positions.
         strict: raise if a parameter is not covered, instead of leaving its gradient plain.
         fused: let each layer's backward pass put the natural gradient into ``.grad`` straight from
-            the rows, except on refresh steps. Cheaper where a batch has fewer rows than the layer
-            is wide; gradient clipping and accumulation then see natural gradients, and every
-            backward pass through the model must be one of the loss.
+            the rows, except on steps that change what is solved with. Cheaper where a batch has
+            fewer rows than the layer is wide; gradient clipping and accumulation then see natural
+            gradients, and every backward pass through the model must be one of the loss.
         logits: which entry of the model's output is the logits: an index, a key or attribute name,
             or a function of the output. Needed only where the output holds several tensors and
             none is named ``logits``.
@@ -103,18 +104,18 @@ class Preconditioner:
         logits: LogitsKey = None,
         seed: int = 0,
     ) -> None:
-        _check_choice("fisher", fisher, ("sampled", "exact"))
-        _check_choice("reduction", reduction, ("mean", "sum"))
-        _check_choice("shared", shared, ("expand", "reduce"))
-        _check_range("stats_every", stats_every, stats_every >= 1, "at least 1")
-        _check_range("refresh_every", refresh_every, refresh_every >= 1, "at least 1")
-        _check_range("decay", decay, 0 <= decay <= 1, "in [0, 1]")
-        _check_range("kl_clip", kl_clip, kl_clip is None or kl_clip > 0, "positive or None")
+        check_choice("fisher", fisher, ("sampled", "exact"))
+        check_choice("reduction", reduction, ("mean", "sum"))
+        check_choice("shared", shared, ("expand", "reduce"))
+        check_range("stats_every", stats_every, stats_every >= 1, "at least 1")
+        check_range("refresh_every", refresh_every, refresh_every >= 1, "at least 1")
+        check_range("decay", decay, 0 <= decay <= 1, "in [0, 1]")
+        check_range("kl_clip", kl_clip, kl_clip is None or kl_clip > 0, "positive or None")
         self.model, self.damping = model, checked(damping)
         self.stats_every, self.refresh_every, self.kl_clip = stats_every, refresh_every, kl_clip
         self.steps = self.skipped = 0
         views, self.uncovered = views_of(model)
-        _check_coverage(views, self.uncovered, strict)
+        check_coverage(views, self.uncovered, strict)
         self.layers = [
             Layer(view, _new_block(block, view, damping=self.damping, decay=decay, shared=shared))
             for view in views
@@ -150,7 +151,9 @@ class Preconditioner:
         return sum(sample.nbytes for layer in self.layers for sample in layer.held)
 
     def _fuses(self, index: int) -> bool:
-        return self.layers[index].block.is_ready and self.steps % self.refresh_every != 0
+        block = self.layers[index].block
+        changes = self.stats_every if block.solves_with_moments else self.refresh_every
+        return block.is_ready and self.steps % changes != 0 and self.steps % self.refresh_every != 0
 
     def _solve_rows(self, index: int, rows: Sample) -> Tensor:
         layer = self.layers[index]
@@ -341,26 +344,3 @@ def _kl_scale(
         rate = lr(next(iter(view.parameters().values()))) if callable(lr) else lr
         total += rate**2 * (U * M).sum().to(total)
     return (kl_clip / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt().clamp_max(1)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        expected = " or ".join(map(repr, choices))
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-
-
-def _check_range(name: str, value: object, good: bool, expected: str) -> None:
-    if not good:
-        raise ValueError(f"{name} must be {expected}, got {value}")
-
-
-def _check_coverage(views: list[LayerView], uncovered: list[Uncovered], strict: bool) -> None:
-    if not views:
-        raise ValueError(
-            "natgrad found no layer to precondition in the model; "
-            + "; ".join(f"{u.name or type(u.module).__name__}: {u.reason}" for u in uncovered)
-        )
-    trained = [u for u in uncovered if u.trained]
-    if strict and trained:
-        listed = "; ".join(f"{u.name}: {u.reason}" for u in trained)
-        raise ValueError(f"strict=True, but some parameters are not covered: {listed}")

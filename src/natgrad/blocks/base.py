@@ -41,6 +41,7 @@ class Block(nn.Module, ABC):
     """
 
     eigenvalues_only: ClassVar[bool] = False  #: whether damping of factors makes no sense
+    solves_with_moments: ClassVar[bool] = False  #: solve changes whenever statistics enter
     needs_rescale: ClassVar[bool] = False  #: whether :meth:`rescale` does anything
 
     def __init__(

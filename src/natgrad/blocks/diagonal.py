@@ -28,6 +28,7 @@ class Diagonal(Block):
         return Constant(value)
 
     eigenvalues_only = True
+    solves_with_moments = True
 
     def __init__(self, shape: tuple[int, int], **kwargs: Any) -> None:
         super().__init__(shape, **kwargs)

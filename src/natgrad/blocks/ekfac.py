@@ -42,6 +42,7 @@ class EigenCorrected(Block):
 
     eigenvalues_only = True
     needs_rescale = True
+    solves_with_moments = True
     of: ClassVar[type[TwoFactor]]  #: the block that gives the basis
     estimator: ClassVar[Literal["intra", "ra"]] = "intra"  #: of the scale
 
