@@ -22,7 +22,7 @@ def test_the_code_runs_in_order_and_learns(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_loop_fits_in_twenty_odd_lines() -> None:
-    assert len(BLOCKS[0].splitlines()) <= 25
+    assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) <= 22
 
 
 def test_every_linked_file_exists() -> None:
