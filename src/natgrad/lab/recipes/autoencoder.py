@@ -34,15 +34,15 @@ RECIPE = Recipe(
         "kfac": [  # the best learning rate grows with the damping
             {"lr": round(ratio * damping, 6), "damping": damping}
             for damping in (0.1, 0.3, 1.0)
-            for ratio in (0.03, 0.1, 0.3)
+            for ratio in (0.001, 0.003, 0.01)
         ],
     },
     settings={
-        "sgd": {"lr": 1e-3},
+        "sgd": {"lr": 3e-4},
         "adam": {"lr": 1e-3},
         "adamw": {"lr": 1e-3, "weight_decay": 0.01},
         "muon": {"lr": 1e-3},
-        "kfac": {"lr": 0.01, "damping": 0.1},
+        "kfac": {"lr": 1e-3, "damping": 0.3},
     },
     optimizers=("sgd", "adam", "kfac"),
     differs=(
