@@ -42,7 +42,7 @@ RECIPE = Recipe(
         "adam": {"lr": 1e-3},
         "adamw": {"lr": 1e-3, "weight_decay": 0.01},
         "muon": {"lr": 1e-3},
-        "kfac": {"lr": 1e-3, "damping": 0.3},
+        "kfac": {"lr": 1e-3, "damping": 1.0},
     },
     optimizers=("sgd", "adam", "kfac"),
     differs=(
