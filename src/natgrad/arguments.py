@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from natgrad.layers import LayerView, Uncovered
+from natgrad.layers import LayerView, Uncovered, reasons
 
 __all__ = ["check_choice", "check_coverage", "check_range"]
 
@@ -28,8 +28,7 @@ def check_coverage(views: list[LayerView], uncovered: list[Uncovered], strict: b
     """
     if not views:
         raise ValueError(
-            "natgrad found no layer to precondition in the model; "
-            + "; ".join(f"{u.name or type(u.module).__name__}: {u.reason}" for u in uncovered)
+            f"natgrad found no layer to precondition in the model; {reasons(uncovered)}"
         )
     trained = [u for u in uncovered if u.trained]
     if strict and trained:

@@ -16,7 +16,7 @@ from natgrad.damping import Constant
 from natgrad.fisher import STRUCTURES
 from natgrad.gather import Gatherer, Kind
 from natgrad.gram import ExactBlock
-from natgrad.layers import LayerView, views_of
+from natgrad.layers import LayerView, reasons, views_of
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey
 from natgrad.operator import commit, load
@@ -142,8 +142,7 @@ def compare(
         raise ValueError(f"unknown structures {unknown}; known: {sorted(STRUCTURES)}")
     views, uncovered = views_of(model)
     if not views:
-        listed = "; ".join(f"{u.name or type(u.module).__name__}: {u.reason}" for u in uncovered)
-        raise ValueError(f"no layer of the model is covered: {listed}")
+        raise ValueError(f"no layer of the model is covered: {reasons(uncovered)}")
     batches = Batches(inputs, targets, batch_to_input)
     batches.refuse_one_shot("compare()")
     gatherer = Gatherer(model, views, likelihood, kind=kind, samples=samples, logits=logits)

@@ -5,7 +5,7 @@ A block names what it needs as :class:`Factor` objects; the answers come back in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from natgrad import linalg
 from natgrad.linalg import Eigen
 
-__all__ = ["Decomposition", "Factor", "decompose"]
+__all__ = ["Decomposition", "Factor", "decompose", "decompose_each"]
 
 Decomposition: TypeAlias = Eigen | Tensor
 
@@ -55,6 +55,15 @@ def decompose(factors: Sequence[Factor]) -> list[Decomposition | None]:
         for index, result in zip(indices, members, strict=True):
             results[index] = result
     return results
+
+
+def decompose_each(
+    owners: Sequence[Mapping[str, Factor]],
+) -> list[dict[str, Decomposition | None]]:
+    """Decompose the named factors of several owners, all stacked together, and sort them back."""
+    factors = [factor for named in owners for factor in named.values()]
+    results = iter(decompose(factors))
+    return [{name: next(results) for name in named} for named in owners]
 
 
 def _decompose_stack(factors: list[Factor]) -> list[Decomposition | None]:

@@ -14,7 +14,7 @@ from natgrad.blocks import Block
 from natgrad.blocks.base import Shared
 from natgrad.damping import Constant
 from natgrad.gather import Gathered, Gatherer, Kind
-from natgrad.layers import LayerView, views_of
+from natgrad.layers import LayerView, reasons, views_of
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey
 from natgrad.operator import LIMIT_BYTES, Fisher, Part, check_size, commit, load
@@ -83,8 +83,7 @@ def fisher(
         raise ValueError('kind="empirical" needs targets=')
     views, uncovered = views_of(model)
     if not views and structure != "dense":
-        listed = "; ".join(f"{u.name or type(u.module).__name__}: {u.reason}" for u in uncovered)
-        raise ValueError(f"no layer of the model is covered: {listed}")
+        raise ValueError(f"no layer of the model is covered: {reasons(uncovered)}")
     rest = _rest(model, views) if structure == "dense" else []
     if not views and not rest:
         raise ValueError("every parameter of the model is frozen (requires_grad=False)")

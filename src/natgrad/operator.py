@@ -10,7 +10,7 @@ from torch import Tensor
 
 from natgrad.blocks import Block
 from natgrad.damping import Constant
-from natgrad.decompose import decompose
+from natgrad.decompose import decompose_each
 from natgrad.layers import Uncovered
 
 __all__ = ["LIMIT_BYTES", "Fisher", "Part", "check_size", "commit", "load"]
@@ -139,17 +139,15 @@ def load(blocks: list[Block]) -> None:
     Raises:
         RuntimeError: a decomposition failed, in float64 too.
     """
-    wanted = [(block, name, f) for block in blocks for name, f in block.factors().items()]
-    results = decompose([factor for _, _, factor in wanted])
-    for block in blocks:
-        mine = {}
-        for (owner, name, factor), result in zip(wanted, results, strict=True):
-            if owner is block and result is None:
-                size = tuple(factor.matrix.shape)
+    factors = [block.factors() for block in blocks]
+    for block, named, results in zip(blocks, factors, decompose_each(factors), strict=True):
+        good = {}
+        for name, result in results.items():
+            if result is None:
+                size = tuple(named[name].matrix.shape)
                 raise RuntimeError(f"decomposition of factor {name} {size} failed: not finite?")
-            if owner is block and result is not None:
-                mine[name] = result
-        block.load(mine)
+            good[name] = result
+        block.load(good)
 
 
 def check_size(what: str, dim: int, dtype: torch.dtype, limit: int) -> None:

@@ -15,7 +15,7 @@ from natgrad.arguments import check_choice, check_coverage, check_range
 from natgrad.blocks import Block, Exact
 from natgrad.blocks.base import Shared
 from natgrad.damping import Damping, checked, on_eigenvalues
-from natgrad.decompose import decompose
+from natgrad.decompose import decompose_each
 from natgrad.fused import FusedGradients
 from natgrad.layers import LayerView, views_of
 from natgrad.likelihood import Likelihood
@@ -227,24 +227,14 @@ class Preconditioner:
                 "natgrad has no statistics: between steps, call the model itself (not its parts) "
                 "in training mode with gradients enabled, and run backward() through its output"
             )
-        wanted = [
-            (layer, name, factor)
-            for layer in observed
-            for name, factor in layer.block.factors().items()
-        ]
-        found = decompose([factor for _, _, factor in wanted])
-        for layer in observed:
-            mine = {
-                name: result
-                for (owner, name, _), result in zip(wanted, found, strict=True)
-                if owner is layer
-            }
-            good = {name: result for name, result in mine.items() if result is not None}
-            if len(good) == len(mine):
+        found = decompose_each([layer.block.factors() for layer in observed])
+        for layer, results in zip(observed, found, strict=True):
+            good = {name: result for name, result in results.items() if result is not None}
+            if len(good) == len(results):
                 layer.block.load(good)
                 layer.failures = 0
             else:
-                self._failed(layer, sorted(set(mine) - set(good)))
+                self._failed(layer, sorted(set(results) - set(good)))
         self._rescale()
 
     def _rescale(self) -> None:

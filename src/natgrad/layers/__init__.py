@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from natgrad.layers.attention import ProjectionView
-from natgrad.layers.base import LayerView, Slot, Uncovered
+from natgrad.layers.base import LayerView, Slot, Uncovered, reasons
 from natgrad.layers.conv import ConvView
 from natgrad.layers.conv_transpose import ConvTransposeView
 from natgrad.layers.embedding import EmbeddingView
@@ -15,7 +15,7 @@ from natgrad.layers.norm import NormView
 from natgrad.layers.tied import untied
 from natgrad.layers.uncovered import reason_against
 
-__all__ = ["VIEWS", "LayerView", "LinearView", "Slot", "Uncovered", "views_of"]
+__all__ = ["VIEWS", "LayerView", "LinearView", "Slot", "Uncovered", "reasons", "views_of"]
 
 VIEWS: tuple[type[LayerView], ...] = (
     LinearView, ConvView, ConvTransposeView, EmbeddingView, NormView, ProjectionView, HFConv1DView,

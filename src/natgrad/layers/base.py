@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from natgrad.sample import InputRows
 
-__all__ = ["LayerView", "Slot", "Uncovered", "rows_of", "with_ones"]
+__all__ = ["LayerView", "Slot", "Uncovered", "reasons", "rows_of", "with_ones"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Uncovered:
     def trained(self) -> bool:
         """Whether any of the module's own parameters takes gradients."""
         return any(p.requires_grad for p in self.module.parameters(recurse=False))
+
+
+def reasons(uncovered: Iterable[Uncovered]) -> str:
+    """Each module with the reason why it is not covered, in one line."""
+    return "; ".join(f"{u.name or type(u.module).__name__}: {u.reason}" for u in uncovered)
 
 
 @dataclass(frozen=True)

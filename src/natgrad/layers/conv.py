@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from natgrad.layers.affine import AffineView
 
-__all__ = ["ConvView", "grouped_rows", "unfolded"]
+__all__ = ["ConvView", "PatchView", "grouped_rows", "unfolded"]
 
 
-class ConvView(AffineView):
-    """``z_t = W [patch_t; 1]`` at every output position ``t``, ``W = [weight.flatten(1), b]``.
+class PatchView(AffineView):
+    """What all convolutions share: the shape of the map from a patch to the channels."""
 
-    Stride, dilation and every padding mode are in the patches ``[C_in / q, *kernel]`` (V:C21). A
-    convolution in ``q`` groups is ``q`` maps side by side, each of its own channels; depthwise is
-    one channel per group.
-    """
-
-    module: nn.Conv1d | nn.Conv2d | nn.Conv3d
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    module: Any
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,6 +30,18 @@ class ConvView(AffineView):
     def groups(self) -> tuple[int, ...]:
         """``(q,)`` if there is more than one group."""
         return (self.module.groups,) if self.module.groups > 1 else ()
+
+
+class ConvView(PatchView):
+    """``z_t = W [patch_t; 1]`` at every output position ``t``, ``W = [weight.flatten(1), b]``.
+
+    Stride, dilation and every padding mode are in the patches ``[C_in / q, *kernel]`` (V:C21). A
+    convolution in ``q`` groups is ``q`` maps side by side, each of its own channels; depthwise is
+    one channel per group.
+    """
+
+    module: nn.Conv1d | nn.Conv2d | nn.Conv3d
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
     def input_rows(self, h: Tensor) -> Tensor:
         """Patches of ``h [n, C_in, *space]`` as ``[(q,) n, t, i]``."""

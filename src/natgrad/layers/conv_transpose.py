@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from natgrad.layers.affine import AffineView
-from natgrad.layers.conv import batched, channel_rows, grouped_rows, unfolded
+from natgrad.layers.conv import PatchView, batched, channel_rows, grouped_rows, unfolded
 
 __all__ = ["ConvTransposeView"]
 
 
-class ConvTransposeView(AffineView):
+class ConvTransposeView(PatchView):
     """An ordinary convolution of the input with zeros between its pixels, and the kernel flipped.
 
     ``z_t = W [patch_t; 1]`` with ``W [q, C_out / q, C_in / q * prod(kernel) (+1)]``: the stride
@@ -25,18 +23,6 @@ class ConvTransposeView(AffineView):
 
     module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
     kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(C_out / q, C_in / q * prod(kernel) + 1)``, without the 1 if there is no bias."""
-        conv = self.module
-        fan_in = conv.in_channels // conv.groups * prod(conv.kernel_size)
-        return conv.out_channels // conv.groups, fan_in + self.has_bias
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """``(q,)`` if there is more than one group."""
-        return (self.module.groups,) if self.module.groups > 1 else ()
 
     def input_rows(self, h: Tensor) -> Tensor:
         """Patches of the spread input ``h [n, C_in, *space]`` as ``[(q,) n, t, i]``."""
