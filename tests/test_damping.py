@@ -44,7 +44,7 @@ def test_a_rule_of_ones_own_needs_one_method():
 
 def test_factored_damping_is_shared_out_by_pi():
     A, G = torch.diag(torch.tensor([8.0, 8.0])), torch.diag(torch.tensor([3.0, 1.0]))
-    ridge_A, ridge_G = Factored(0.04).ridges(A, G)
+    ridge_A, ridge_G = Factored(0.04).ridges(A.trace(), G.trace(), 2, 2)
     assert float(ridge_A) == pytest.approx(2 * 0.2)
     assert float(ridge_G) == pytest.approx(0.2 / 2)
 

@@ -182,7 +182,8 @@ def test_factored_ridges_multiply_to_the_damping_in_the_ratio_of_mean_eigenvalue
     batch, m, d, seed
 ):
     A, G = psd(*batch, d, seed=seed), psd(*batch, m, seed=seed + 1)
-    ridge_A, ridge_G = linalg.factored_ridges(A, G, 0.09)
+    means = linalg.mean_diagonal(A), linalg.mean_diagonal(G)
+    ridge_A, ridge_G = linalg.factored_ridges(*means, 0.09)
     assert torch.allclose(ridge_A * ridge_G, torch.full(batch, 0.09, dtype=A.dtype))
     ratio = linalg.mean_diagonal(A) / linalg.mean_diagonal(G)
     assert torch.allclose(ridge_A / ridge_G, ratio)
@@ -191,9 +192,9 @@ def test_factored_ridges_multiply_to_the_damping_in_the_ratio_of_mean_eigenvalue
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("which", [0, 1])
 def test_pi_is_one_where_a_trace_is_of_no_use(bad, which):
-    factors = [torch.eye(3), torch.eye(2)]
-    factors[which] = factors[which] * bad
-    ridges = linalg.factored_ridges(*factors, 0.04)
+    means = [torch.tensor(1.0), torch.tensor(1.0)]
+    means[which] = means[which] * bad
+    ridges = linalg.factored_ridges(*means, 0.04)
     assert [float(r) for r in ridges] == pytest.approx([0.2, 0.2])
 
 
@@ -206,6 +207,7 @@ def test_dtype_is_kept():
     M = psd(3).float()
     results = [
         *linalg.eigh(M)[0], linalg.inverse(M)[0], linalg.kron(M, M), linalg.add_ridge(M, 1.0),
-        *linalg.factored_ridges(M, M, 0.1), linalg.symmetrize(M), linalg.mean_diagonal(M),
+        *linalg.factored_ridges(linalg.trace(M), linalg.trace(M), 0.1), linalg.symmetrize(M),
+        linalg.mean_diagonal(M),
     ]  # fmt: skip
     assert {result.dtype for result in results} == {torch.float32}

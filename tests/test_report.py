@@ -79,14 +79,16 @@ def test_memory_is_that_of_the_blocks_counted_once():
 def test_it_prints_as_a_table_with_a_total():
     text = str(trained(network()).report())
     lines = text.splitlines()
-    assert lines[0].split() == ["parameter", "shape", "handled", "block", "memory", "reason"]
+    header = ["parameter", "shape", "handled", "block", "memory", "work", "reason"]
+    assert lines[0].split() == header
     assert "0.weight   6x4     KFAC" in text
     assert "scalar" in text
-    assert lines[-1].startswith("3 of 5 parameters preconditioned")
-    assert len(lines) == 2 + 5 + 1
+    assert lines[-2].startswith("3 of 5 parameters preconditioned")
+    assert lines[-1].endswith("at the last batch")
+    assert len(lines) == 2 + 5 + 2
 
 
 @pytest.mark.parametrize("steps", [0, 1])
 def test_the_total_counts_the_weight_and_the_bias_of_a_layer_alike(steps):
-    last = str(trained(mlp(4, 6, 3), steps).report()).splitlines()[-1]
-    assert last.split()[0] in (("4",) if steps else ("0", "4"))
+    total = str(trained(mlp(4, 6, 3), steps).report()).splitlines()[-2]
+    assert total.split()[0] in (("4",) if steps else ("0", "4"))

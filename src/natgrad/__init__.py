@@ -6,14 +6,18 @@ from natgrad.compare import Comparison, compare
 from natgrad.fisher import fisher
 from natgrad.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from natgrad.operator import Fisher
-from natgrad.optim import KFAC
+from natgrad.optim import EKFAC, KFAC, TEKFAC, TKFAC, ExactNGD
 from natgrad.preconditioner import Preconditioner
 
 __all__ = [
+    "EKFAC",
     "KFAC",
+    "TEKFAC",
+    "TKFAC",
     "Bernoulli",
     "Categorical",
     "Comparison",
+    "ExactNGD",
     "Fisher",
     "Gaussian",
     "Likelihood",

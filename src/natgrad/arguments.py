@@ -20,13 +20,15 @@ def check_range(name: str, value: object, good: bool, expected: str) -> None:
         raise ValueError(f"{name} must be {expected}, got {value}")
 
 
-def check_coverage(views: list[LayerView], uncovered: list[Uncovered], strict: bool) -> None:
-    """Raise if nothing is covered, or, when strict, if anything trained is not.
+def check_coverage(
+    views: list[LayerView], uncovered: list[Uncovered], strict: bool, some: bool = True
+) -> None:
+    """Raise if nothing is covered where ``some`` must be, or, when strict, if anything is not.
 
     Raises:
         ValueError: names the modules, each with its reason.
     """
-    if not views:
+    if some and not views:
         raise ValueError(
             f"natgrad found no layer to precondition in the model; {reasons(uncovered)}"
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 from natgrad import linalg
 from natgrad.linalg import Eigen
 
-__all__ = ["Decomposition", "Factor", "decompose", "decompose_each"]
+__all__ = ["Decomposition", "Factor", "decompose", "decompose_each", "described"]
 
 Decomposition: TypeAlias = Eigen | Tensor
 
@@ -64,6 +64,17 @@ def decompose_each(
     factors = [factor for named in owners for factor in named.values()]
     results = iter(decompose(factors))
     return [{name: next(results) for name in named} for named in owners]
+
+
+def described(factor: Factor) -> str:
+    """Shape and extreme eigenvalues of a factor, for messages."""
+    M, shape = factor.matrix, "x".join(map(str, factor.matrix.shape))
+    if not bool(torch.isfinite(M).all()):
+        return f"{shape} (not finite)"
+    values = M if factor.diagonal else linalg.extreme_eigenvalues(M)
+    if values is None:
+        return f"{shape} (no eigenvalues found, largest entry {float(M.abs().amax()):.3g})"
+    return f"{shape} (eigenvalues {float(values.amin()):.3g} to {float(values.amax()):.3g})"
 
 
 def _decompose_stack(factors: list[Factor]) -> list[Decomposition | None]:

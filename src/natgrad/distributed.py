@@ -5,13 +5,14 @@ Without a process group every function here does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
+import torch
 import torch.distributed as dist
 
 from natgrad.moments import Moment
 
-__all__ = ["sum_pending", "world_size"]
+__all__ = ["everywhere", "sum_pending", "world_size"]
 
 
 def world_size() -> int:
@@ -19,15 +20,30 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def sum_pending(moments: Iterable[Moment]) -> None:
+def everywhere(flag: bool) -> bool:
+    """Whether ``flag`` holds in every process."""
+    if world_size() == 1:
+        return flag
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    found = torch.tensor(int(flag), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MIN)
+    return bool(found)
+
+
+def sum_pending(moments: Sequence[Moment]) -> None:
     """Add up what waits in each moment over all processes, before it is committed.
 
     Sums and row counts are both added, so the mean afterwards is over the rows of all processes,
-    whatever each contributed.
+    whatever each contributed; a process whose batch left a moment out adds nothing to it.
     """
-    if world_size() == 1:
+    if world_size() == 1 or not moments:
         return
-    for moment in moments:
-        if moment.pending is not None and moment.pending_weight is not None:
-            dist.all_reduce(moment.pending)
-            dist.all_reduce(moment.pending_weight)
+    zero = torch.zeros_like(moments[0].weight)
+    weights = torch.stack([zero if m.pending_weight is None else m.pending_weight for m in moments])
+    dist.all_reduce(weights)
+    for moment, weight in zip(moments, weights, strict=True):
+        if not bool(weight > 0):
+            continue
+        total = torch.zeros_like(moment.value) if moment.pending is None else moment.pending
+        dist.all_reduce(total)
+        moment.pending, moment.pending_weight = total, weight

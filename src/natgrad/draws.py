@@ -45,6 +45,13 @@ class Draws:
             self._generator.set_state(self._mark)
         self._mark = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"seed": self.seed, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.seed = state["seed"]
+        self.load_state_dict(state["state"])
+
     def state_dict(self) -> dict[str, Any]:
         """The generator's state, the device it belongs to, and where the last step left it."""
         generator = self._generator
@@ -54,8 +61,17 @@ class Draws:
         return state if self._mark is None else {**state, "mark": self._mark}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the random numbers where the saved ones stopped."""
+        """Go on with the random numbers where the saved ones stopped.
+
+        Numbers of a device that is not here can't be gone on with: they start from the seed.
+        """
         self._generator = None
         if state:
-            self._on(torch.device(state["device"])).set_state(state["generator"].cpu())
-        self._mark = state.get("mark")
+            try:
+                generator = torch.Generator(state["device"])
+            except RuntimeError:
+                state = {}
+            else:
+                self._generator = generator.set_state(state["generator"].cpu())
+        mark = state.get("mark")
+        self._mark = None if mark is None else mark.cpu()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from natgrad.calls import whole
+from natgrad.hooks import Hook
 from natgrad.layers import LayerView
 from natgrad.layers.attention import ProjectionView
 from natgrad.sample import Sample, statistics_dtype
@@ -51,17 +52,32 @@ class FusedGradients:
         ignored: Callable[[], bool],
         solve: Callable[[int, Sample], Tensor],
     ) -> None:
-        self.views, self.wanted, self.ignored, self.solve = views, wanted, ignored, solve
+        self.wanted, self.ignored, self.solve = wanted, ignored, solve
         self._frozen: dict[int, list[nn.Parameter]] = {}
+        self._handles: list[RemovableHandle] = []
+        self.watch(views)
+
+    def watch(self, views: Sequence[LayerView]) -> None:
+        """Fuse these layers from now on, and no others."""
+        for handle in self._handles:
+            handle.remove()
+        self.views = views
         self._handles = list(self._attach())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_frozen": {}, "_handles": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.watch(self.views)
 
     def _attach(self) -> Iterator[RemovableHandle]:
         for index, view in enumerate(self.views):
             modules = [] if isinstance(view, ProjectionView) else [view, *view.twins]
             for each in modules:
-                yield each.module.register_forward_pre_hook(partial(self._freeze, index))
+                yield each.module.register_forward_pre_hook(Hook(partial(self._freeze, index)))
                 yield each.module.register_forward_hook(
-                    partial(self._thaw, index, each), with_kwargs=True, always_call=True
+                    Hook(partial(self._thaw, index, each)), with_kwargs=True, always_call=True
                 )
 
     def _freeze(self, index: int, module: nn.Module, args: Any) -> None:

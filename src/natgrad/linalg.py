@@ -18,13 +18,16 @@ __all__ = [
     "eigen_solve",
     "eigenvalues",
     "eigh",
+    "extreme_eigenvalues",
     "factored_ridges",
     "finite",
     "inverse",
     "kron",
     "kron_eigen_solve",
     "kron_solve",
+    "largest_eigenvalue",
     "mean_diagonal",
+    "right_singular",
     "rotated_product",
     "rotated_quotient",
     "symmetrize",
@@ -198,19 +201,52 @@ def eigen_solve(M: Eigen, v: Tensor, damping: Tensor | float) -> Tensor:
     ).squeeze(-2)
 
 
+def extreme_eigenvalues(M: Tensor) -> Tensor | None:
+    """Eigenvalues of symmetric matrices in float64, signs kept; None if they can't be found."""
+    try:
+        values: Tensor = torch.linalg.eigvalsh(symmetrize(M.double()))
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return None
+    return values
+
+
+def right_singular(J: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared singular values ``[r]`` and right singular vectors ``[P, r]`` of ``J [R, P]``."""
+    _, s, Vh = torch.linalg.svd(J, full_matrices=False)
+    return s.square(), Vh.mT
+
+
+def largest_eigenvalue(M: Tensor, iterations: int = 20) -> Tensor:
+    """Largest eigenvalue of positive semi-definite matrices ``[.., d, d]``, by power iteration.
+
+    A Rayleigh quotient, so never above it; the start is the column of the largest diagonal entry,
+    ``2 d^2`` flop an iteration. Zero where the matrix is.
+    """
+    top = M.diagonal(dim1=-2, dim2=-1).argmax(-1)
+    index = top[..., None, None].expand(*M.shape[:-1], 1)
+    tiny = torch.finfo(M.dtype).tiny
+    v = M.gather(-1, index)
+    for _ in range(iterations):
+        v = v / v.norm(dim=-2, keepdim=True).clamp_min(tiny)
+        v = M @ v
+    squared = v.square().sum((-2, -1)).clamp_min(tiny)
+    return (v * (M @ v)).sum((-2, -1)) / squared
+
+
 def factored_ridges(
-    A: Tensor, G: Tensor, damping: Tensor | float, balanced: bool = True
+    mean_A: Tensor, mean_G: Tensor, damping: Tensor | float
 ) -> tuple[Tensor, Tensor]:
     """Factored Tikhonov ridges ``(pi sqrt(damping), sqrt(damping) / pi)`` for ``A`` and ``G``.
 
-    ``pi = sqrt((tr A / d) / (tr G / m))`` minimises the trace norm of the cross terms of
-    ``(G + sqrt(damping)/pi I) (x) (A + pi sqrt(damping) I)`` (Martens & Grosse 2015, section 6.3;
-    MATH 1, V:B8, V:B9). Where a trace is zero or not finite, and without ``balanced``, ``pi = 1``.
+    With ``mean_A = tr A / d`` and ``mean_G = tr G / m``, ``pi = sqrt(mean_A / mean_G)`` minimises
+    the trace norm of the cross terms of ``(G + sqrt(damping)/pi I) (x) (A + pi sqrt(damping) I)``
+    (Martens & Grosse 2015, section 6.3; MATH 1, V:B8, V:B9). Where a mean is zero or not finite,
+    ``pi = 1``.
     """
-    ratio = mean_diagonal(A) / mean_diagonal(G)
-    usable = torch.isfinite(ratio) & (ratio > 0) & balanced
+    ratio = mean_A / mean_G
+    usable = torch.isfinite(ratio) & (ratio > 0)
     pi = torch.where(usable, ratio, torch.ones_like(ratio)).sqrt()
-    root = torch.as_tensor(damping, dtype=A.dtype, device=A.device).sqrt()
+    root = torch.as_tensor(damping, dtype=mean_A.dtype, device=mean_A.device).sqrt()
     return pi * root, root / pi
 
 

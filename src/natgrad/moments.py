@@ -25,6 +25,7 @@ class Moment(nn.Module):
     Args:
         shape: shape of the tensor averaged.
         decay: weight of the old statistics, in [0, 1].
+        of_inputs: whether it is a mean over inputs alone; all others are quadratic in gradients.
     """
 
     value: Tensor
@@ -38,9 +39,10 @@ class Moment(nn.Module):
         decay: float,
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
+        of_inputs: bool = False,
     ) -> None:
         super().__init__()
-        self.decay = decay
+        self.decay, self.of_inputs = decay, of_inputs
         self.register_buffer("value", torch.zeros(shape, dtype=dtype, device=device))
         self.register_buffer("weight", torch.zeros((), dtype=dtype, device=device))
         self.register_buffer("pending", None)
@@ -53,6 +55,11 @@ class Moment(nn.Module):
             self.pending, self.pending_weight = total, weight
         else:
             self.pending, self.pending_weight = self.pending + total, self.pending_weight + weight
+
+    def correct(self, factor: float) -> None:
+        """Multiply the gradients behind what waits by ``factor``."""
+        if self.pending is not None and not self.of_inputs and factor != 1:
+            self.pending = self.pending * factor**2
 
     def commit(self) -> None:
         """Let what waits enter the average, and decay the old by ``decay``; else do nothing."""

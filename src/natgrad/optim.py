@@ -11,22 +11,42 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from natgrad import blocks
+from natgrad.checkpoints import check_momentum
+from natgrad.curvature import Joint
 from natgrad.damping import Damping
+from natgrad.loss_scale import scale_of, unscale_
 from natgrad.preconditioner import Preconditioner
 from natgrad.report import Report
 
-__all__ = ["KFAC"]
+__all__ = ["EKFAC", "KFAC", "TEKFAC", "TKFAC", "ExactNGD", "NaturalGradient"]
 
 
 class NaturalGradient(torch.optim.Optimizer):
-    """SGD with momentum on the natural gradient; a subclass names the curvature block.
+    """SGD with momentum on the natural gradient; a subclass names the curvature.
 
-    ``U_l = (F_l + damping)^-1 M_l``, ``m <- momentum m + U``,
-    ``w <- (1 - lr weight_decay) w - lr m`` (MATH 7). Parameters that no view covers take the same
-    step with their plain gradient.
+    ``U = (F + damping)^-1 M``, ``m <- momentum m + U``,
+    ``w <- (1 - lr weight_decay) w - lr m`` (MATH 7). Drop-in for ``torch.optim.SGD``; the loop
+    stays unchanged. Parameters that no view covers take the same step with their plain gradient.
+
+    Args:
+        model: the model as the training loop calls it, not its parameters.
+        lr: learning rate.
+        momentum: heavy-ball momentum on the natural gradient.
+        nesterov: Nesterov's form of it.
+        weight_decay: decoupled, ``w <- (1 - lr weight_decay) w``.
+        damping: a number, or an object from :mod:`natgrad.damping`.
+        groups: ``[dict(params=..., lr=..., weight_decay=...)]`` as torch's parameter groups; all
+            other parameters form the default group.
+        kwargs: everything else :class:`natgrad.Preconditioner` takes: likelihood, fisher,
+            stats_every, refresh_every, decay, reduction, kl_clip, max_norm, shared, strict, fused,
+            logits, seed, nonfinite.
+
+    Raises:
+        ValueError: an argument out of range, or nothing to precondition.
     """
 
-    block: ClassVar[type[blocks.Block]]
+    block: ClassVar[type[blocks.Block] | type[Joint]]
+    _step_supports_amp_scaling = True  #: a GradScaler hands its scale over instead of unscaling
 
     def __init__(
         self,
@@ -40,16 +60,28 @@ class NaturalGradient(torch.optim.Optimizer):
         groups: Sequence[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be >= 0, got {value}")
-        if nesterov and momentum == 0:
-            raise ValueError("nesterov needs momentum > 0")
         defaults = {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
         }  # fmt: skip
         super().__init__(_parameter_groups(model, groups), defaults)
         self.preconditioner = Preconditioner(model, type(self).block, damping=damping, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "preconditioner": self.preconditioner}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with settings of their own, of a layer added to the model, say.
+
+        Raises:
+            ValueError: a setting out of range; names it.
+        """
+        given = {**self.defaults, **param_group}
+        for name in ("lr", "momentum", "weight_decay"):
+            if not given[name] >= 0:
+                raise ValueError(f"{name} must be >= 0, got {given[name]}")
+        if given["nesterov"] and given["momentum"] == 0:
+            raise ValueError("nesterov needs momentum > 0")
+        super().add_param_group(param_group)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -70,7 +102,9 @@ class NaturalGradient(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self.preconditioner.step(lr=self._rate_of()):
+        loss_scale = scale_of(self)
+        unscale_(self)
+        if self.preconditioner.step(lr=self._rate_of(), loss_scale=loss_scale):
             for group in self.param_groups:
                 self._update(group)
         return loss
@@ -82,7 +116,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _rate_of(self) -> Callable[[nn.Parameter], float]:
         rates = {id(p): float(group["lr"]) for group in self.param_groups for p in group["params"]}
-        return lambda parameter: rates[id(parameter)]
+        return lambda parameter: rates.get(id(parameter), 0.0)
 
     @torch.no_grad()
     def _update(self, group: dict[str, Any]) -> None:
@@ -106,9 +140,20 @@ class NaturalGradient(torch.optim.Optimizer):
         return {**super().state_dict(), "preconditioner": self.preconditioner.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume bit-exactly. A checkpoint without curvature (plain SGD's) loads with a warning."""
+        """Resume bit-exactly. A checkpoint without curvature (plain SGD's) loads with a warning.
+
+        Raises:
+            RuntimeError: a checkpoint of another model or method; names the parameter, or the
+                layer and the factor. Nothing has changed then.
+        """
         plain = {key: value for key, value in state_dict.items() if key != "preconditioner"}
+        if "preconditioner" in state_dict:
+            self.preconditioner.check_state(state_dict["preconditioner"])
+        check_momentum(plain, self.param_groups, self.preconditioner.model)
         super().load_state_dict(plain)
+        for group in self.param_groups:  # other optimizers' groups may lack some
+            for name in ("lr", "momentum", "nesterov", "weight_decay"):
+                group.setdefault(name, self.defaults[name])
         if "preconditioner" in state_dict:
             self.preconditioner.load_state_dict(state_dict["preconditioner"])
         else:
@@ -119,34 +164,75 @@ class NaturalGradient(torch.optim.Optimizer):
             )
 
     def report(self) -> Report:
-        """Every parameter: how it is handled, block sizes, memory, and why."""
+        """Every parameter: how it is handled, block sizes, memory, share of the work, and why."""
         return self.preconditioner.report()
+
+    def stats(self) -> dict[str, float]:
+        """Live figures by name, cheap enough for every step (:meth:`Preconditioner.stats`)."""
+        return self.preconditioner.stats()
 
 
 class KFAC(NaturalGradient):
     """K-FAC (Martens & Grosse 2015, arXiv 1503.05671): ``U = G^-1 M A^-1`` for every layer.
 
-    Drop-in for ``torch.optim.SGD``; the loop stays unchanged. A plain number as damping is
-    factored Tikhonov damping with ``pi`` (MATH 1).
-
-    Args:
-        model: the model as the training loop calls it, not its parameters.
-        lr: learning rate.
-        momentum: heavy-ball momentum on the natural gradient.
-        nesterov: Nesterov's form of it.
-        weight_decay: decoupled, ``w <- (1 - lr weight_decay) w``.
-        damping: a number, or an object from :mod:`natgrad.damping`.
-        groups: ``[dict(params=..., lr=..., weight_decay=...)]`` as torch's parameter groups; all
-            other parameters form the default group.
-        kwargs: everything else :class:`natgrad.Preconditioner` takes: likelihood, fisher,
-            stats_every, refresh_every, decay, reduction, kl_clip, shared, strict, fused, logits,
-            seed.
-
-    Raises:
-        ValueError: an argument out of range, or nothing to precondition.
+    A plain number as damping is factored Tikhonov damping with ``pi`` (MATH 1). Arguments:
+    :class:`NaturalGradient`.
     """
 
     block = blocks.KFAC
+
+
+class EKFAC(NaturalGradient):
+    """EKFAC (George et al. 2018, arXiv 1806.03884): K-FAC's eigenbases, with measured eigenvalues.
+
+    ``U = U_G [(U_G^T M U_A) / (s + damping)] U_A^T`` with ``s = E[(U_G^T J U_A)^2]`` (MATH 2). A
+    plain number as damping is added to ``s``. Arguments: :class:`NaturalGradient`.
+    """
+
+    block = blocks.EKFAC
+
+
+class TKFAC(NaturalGradient):
+    """TKFAC (Gao et al. 2020, arXiv 2011.10741): one Kronecker product that keeps the trace.
+
+    ``U = (sqrt(delta) Psi + r I)^-1 M (sqrt(delta) Phi + r I)^-1`` with ``r = sqrt(damping)``
+    for a plain number (their 5.14, 5.15; MATH 3). Arguments: :class:`NaturalGradient`.
+    """
+
+    block = blocks.TKFAC
+
+
+class TEKFAC(NaturalGradient):
+    """TEKFAC (Gao et al. 2020, arXiv 2011.13609): TKFAC's eigenbases, with measured eigenvalues.
+
+    ``U = Q_Psi [(Q_Psi^T M Q_Phi) / (Theta + damping)] Q_Phi^T`` (their 3.9; MATH 4). A plain
+    number as damping is added to ``Theta``; :class:`natgrad.damping.TraceRestricted` is their
+    (3.5). Arguments: :class:`NaturalGradient`.
+    """
+
+    block = blocks.TEKFAC
+
+
+class ExactNGD(NaturalGradient):
+    """The exact natural gradient of the current batch, for small networks (MATH 0.2).
+
+    ``U = (F + damping I)^-1 M`` over all covered parameters at once, with the Fisher matrix
+    written out or by the Woodbury identity, whichever is smaller; ``damping=0`` is the
+    pseudo-inverse, and linear regression is then solved in one step with ``lr=1`` (V:G4). A plain
+    number as damping is added to the eigenvalues.
+
+    Arguments: :class:`NaturalGradient`, but ``fisher="exact"`` is the default, ``decay`` and
+    ``shared`` have no meaning (nothing is averaged over batches, nothing approximated), and
+    ``fused`` is refused.
+    """
+
+    block = Joint
+
+    def __init__(
+        self, model: nn.Module, lr: float, momentum: float = 0.9, *, fisher: str = "exact",
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(model, lr, momentum, fisher=fisher, **kwargs)
 
 
 def _parameter_groups(

@@ -1,10 +1,10 @@
-"""Taps, blocks and a schedule: ``step()`` turns gradients into natural gradients, in place."""
+"""Taps, curvature and a schedule: ``step()`` turns gradients into natural gradients, in place."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from math import nan
 from typing import Any, Literal
 
 import torch
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from natgrad import distributed
 from natgrad.arguments import check_choice, check_coverage, check_range
-from natgrad.blocks import Block, Exact
+from natgrad.blocks import Block
 from natgrad.blocks.base import Shared
-from natgrad.damping import Damping, checked, on_eigenvalues
-from natgrad.decompose import decompose_each
+from natgrad.checkpoints import check_parameters, shapes_of
+from natgrad.clip import Rate, divergence, kl_scale, length_scale
+from natgrad.curvature import Blockwise, Curvature, Joint, Layer, Solved
+from natgrad.damping import Damping, checked
 from natgrad.fused import FusedGradients
-from natgrad.layers import LayerView, views_of
+from natgrad.layers import LayerView, Uncovered, views_of
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey
 from natgrad.report import Report, report_on
@@ -26,20 +28,7 @@ from natgrad.tap import Tap
 
 __all__ = ["Preconditioner"]
 
-FAILURES_ALLOWED = 3  #: failed decompositions of a layer in a row, before it is an error
-HELD_BYTES = 2**30  #: rows held for the next basis; what comes beyond is measured in the old one
-
-
-@dataclass
-class Layer:
-    """One covered layer: how it is read, its curvature block, and where the step stands."""
-
-    view: LayerView
-    block: Block
-    failures: int = 0
-    natural: bool = False  #: whether ``.grad`` is the natural gradient already (fused)
-    plain: Tensor | None = None  #: the plain gradient of a fused layer, where kl_clip needs it
-    held: list[Sample] = field(default_factory=list)  #: to measure the scale in the next basis
+SKIPS_UNREMARKED = 10  #: steps skipped in a row, before a warning
 
 
 class Preconditioner:
@@ -57,7 +46,8 @@ class Preconditioner:
 
     Args:
         model: the model as the training loop calls it; its ``forward`` must be what is called.
-        block: class of the curvature blocks, from :mod:`natgrad.blocks`.
+        block: class of the curvature blocks, from :mod:`natgrad.blocks`; or
+            :class:`natgrad.curvature.Joint`, all layers' exact Fisher of the current batch.
         damping: a number, whose meaning the block says (K-FAC: factored Tikhonov with pi), or an
             object from :mod:`natgrad.damping`.
         likelihood: the model's output distribution, for the true Fisher; None takes the empirical
@@ -68,7 +58,10 @@ class Preconditioner:
         decay: weight of the old statistics in the bias-corrected average.
         reduction: how the user's loss is reduced over examples; used by the empirical Fisher only.
         kl_clip: bound ``kappa`` on ``lr^2 sum_l <U_l, M_l>``: the whole step is scaled by
-            ``min(1, sqrt(kappa / that))`` (MATH 7). None switches it off.
+            ``min(1, sqrt(kappa / that))`` (MATH 7; others call it the norm constraint, for it is
+            the squared length of the step in the damped Fisher metric). None switches it off.
+        max_norm: bound on the Euclidean length ``lr |U|_2`` of the whole step, which reins in
+            directions without curvature too. None switches it off.
         shared: ``"expand"`` or ``"reduce"``, for layers with shared positions.
         strict: raise if a parameter is not covered, instead of leaving its gradient plain.
         fused: let each layer's backward pass put the natural gradient into ``.grad`` straight from
@@ -79,6 +72,8 @@ class Preconditioner:
             or a function of the output. Needed only where the output holds several tensors and
             none is named ``logits``.
         seed: seed of the generator that draws the sampled Fisher's targets.
+        nonfinite: what to do with a step whose gradients or statistics are not finite: ``"skip"``
+            it whole, or ``"raise"`` an error that names them, after dropping them.
 
     Raises:
         ValueError: an argument out of range, nothing to precondition, or ``strict`` and a
@@ -88,7 +83,7 @@ class Preconditioner:
     def __init__(
         self,
         model: nn.Module,
-        block: type[Block],
+        block: type[Block] | type[Joint],
         *,
         damping: float | Damping = 1e-3,
         likelihood: Likelihood | None = None,
@@ -98,82 +93,117 @@ class Preconditioner:
         decay: float = 0.95,
         reduction: Literal["mean", "sum"] = "mean",
         kl_clip: float | None = None,
+        max_norm: float | None = None,
         shared: Shared = "expand",
         strict: bool = False,
         fused: bool = False,
         logits: LogitsKey = None,
         seed: int = 0,
+        nonfinite: Literal["skip", "raise"] = "skip",
     ) -> None:
         check_choice("fisher", fisher, ("sampled", "exact"))
         check_choice("reduction", reduction, ("mean", "sum"))
         check_choice("shared", shared, ("expand", "reduce"))
+        check_choice("nonfinite", nonfinite, ("skip", "raise"))
         check_range("stats_every", stats_every, stats_every >= 1, "at least 1")
         check_range("refresh_every", refresh_every, refresh_every >= 1, "at least 1")
         check_range("decay", decay, 0 <= decay <= 1, "in [0, 1]")
         check_range("kl_clip", kl_clip, kl_clip is None or kl_clip > 0, "positive or None")
-        self.model, self.damping = model, checked(damping)
-        self.stats_every, self.refresh_every, self.kl_clip = stats_every, refresh_every, kl_clip
-        self.steps = self.skipped = 0
-        views, self.uncovered = views_of(model)
+        check_range("max_norm", max_norm, max_norm is None or max_norm > 0, "positive or None")
+        self.model, self.strict, self.nonfinite = model, strict, nonfinite
+        self.stats_every, self.refresh_every = stats_every, refresh_every
+        self.kl_clip, self.max_norm = kl_clip, max_norm
+        self.steps = self.skipped = self.skipped_in_a_row = 0
+        self._twice_kl: Tensor | None = None
+        self._clip: Tensor | None = None
+        scaled = {
+            "scaled_by_loss": likelihood is None,
+            "scaled_by_batch": likelihood is None and reduction == "mean",
+        }
+        self.curvature: Curvature
+        if issubclass(block, Joint):
+            check_range("fused", fused, not fused, "False for the exact natural gradient")
+            self.curvature = block(damping=checked(damping), **scaled)
+        else:
+            self.curvature = Blockwise(
+                block, damping=checked(damping), decay=decay, shared=shared,
+                keeps_plain=kl_clip is not None, **scaled,
+            )  # fmt: skip
+        views = self._read()
         check_coverage(views, self.uncovered, strict)
-        self.layers = [
-            Layer(view, _new_block(block, view, damping=self.damping, decay=decay, shared=shared))
-            for view in views
-        ]
-        self.blocks = nn.ModuleDict(
-            {
-                f"{k}:{layer.view.name}".replace(".", "/"): layer.block
-                for k, layer in enumerate(self.layers)
-            }
-        )
-        self._moments = [moment for layer in self.layers for moment in layer.block.moments()]
-        self._parameters = list(model.parameters())
-        if fused:  # before the tap, which must see the outputs that fusing leaves
-            FusedGradients(
-                views, wanted=self._fuses, ignored=lambda: self.tap.running, solve=self._solve_rows
-            )
-        self.tap = Tap(
+        self._fused = self._fusing(views) if fused else None  # before the tap, which must see
+        self.tap = Tap(  # the outputs that fusing leaves
             model, views, self._observe, likelihood=likelihood, fisher=fisher, logits=logits,
-            reduction=reduction, seed=seed,
+            reduction=reduction, seed=seed, before=self._before,
         )  # fmt: skip
 
-    def _observe(self, index: int, sample: Sample) -> None:
-        layer = self.layers[index]
-        layer.block.observe(sample)
-        if not layer.block.needs_rescale:
-            return
-        if self.steps % self.refresh_every == 0 and self._held_bytes() < HELD_BYTES:
-            layer.held.append(sample)  # the basis changes in this step: measure in the new one
-        else:
-            layer.block.rescale(sample)
+    # layers -------------------------------------------------------------------------------------
 
-    def _held_bytes(self) -> int:
-        return sum(sample.nbytes for layer in self.layers for sample in layer.held)
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers trained now, each with its view and block; none for the exact curvature."""
+        return self.curvature.layers if isinstance(self.curvature, Blockwise) else []
+
+    def _read(self) -> list[LayerView]:
+        """Views of what is trained now."""
+        self._parameters = list(self.model.parameters())
+        self._trained = [p.requires_grad for p in self._parameters]
+        self.uncovered: list[Uncovered]
+        self.views, self.uncovered = views_of(self.model)
+        self.curvature.choose(self.views)
+        return self.views
+
+    def _changed(self) -> bool:
+        """Whether parameters were frozen, unfrozen, added or taken away since the last reading."""
+        return [p.requires_grad for p in self.model.parameters()] != self._trained
+
+    def _before(self) -> None:
+        """A forward pass that counts begins."""
+        if self._changed():
+            views = self._read()
+            check_coverage(views, self.uncovered, self.strict, some=False)
+            if self._fused is not None:
+                self._fused.watch(views)
+            self.tap.watch(views)
+        elif any(True for _ in self.curvature.waiting()) and self._no_gradients():
+            self.discard()  # of a backward whose gradients were dropped without a step
+
+    def _no_gradients(self) -> bool:
+        return all(p.grad is None for p in self._parameters)
+
+    def _observe(self, index: int, sample: Sample) -> None:
+        refreshing = self.steps % self.refresh_every == 0
+        self.curvature.observe(index, sample, self.tap.delivering, refreshing)
+
+    def _fusing(self, views: list[LayerView]) -> FusedGradients:
+        assert isinstance(self.curvature, Blockwise)
+        return FusedGradients(
+            views, wanted=self._fuses, ignored=self._own_backward, solve=self.curvature.solve_rows
+        )
+
+    def _own_backward(self) -> bool:
+        return self.tap.running
 
     def _fuses(self, index: int) -> bool:
-        block = self.layers[index].block
-        changes = self.stats_every if block.solves_with_moments else self.refresh_every
-        return block.is_ready and self.steps % changes != 0 and self.steps % self.refresh_every != 0
-
-    def _solve_rows(self, index: int, rows: Sample) -> Tensor:
-        layer = self.layers[index]
-        layer.natural = True
-        if self.kl_clip is not None:
-            M = rows.gradient_sum()
-            layer.plain = M if layer.plain is None else layer.plain + M
-        return layer.block.solve_rows(rows)
+        assert isinstance(self.curvature, Blockwise)
+        changes = self.curvature.solves_changed_at(index, self.stats_every, self.refresh_every)
+        return bool(changes) and self.steps % changes != 0 and self.steps % self.refresh_every != 0
 
     # one step -----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, lr: float | Callable[[nn.Parameter], float] = 1.0) -> bool:
+    def step(self, lr: Rate = 1.0, *, loss_scale: float = 1.0) -> bool:
         """Precondition every covered gradient in place.
 
         A step whose gradients or statistics are not finite is skipped whole: nothing enters the
         statistics, the step does not count, and the caller must leave the parameters alone.
 
         Args:
-            lr: learning rate, or a function of the parameter, used by ``kl_clip`` only.
+            lr: learning rate, or a function of the parameter, used by ``kl_clip`` and ``max_norm``
+                only.
+            loss_scale: what the loss was multiplied by before ``backward()`` (a GradScaler's
+                ``get_scale()``), used by the empirical Fisher only. Gradients are taken as they
+                are, unscaled or not.
 
         Returns:
             False if the step was skipped.
@@ -181,156 +211,135 @@ class Preconditioner:
         Raises:
             RuntimeError: no statistics have ever been seen, or a decomposition failed three times
                 in a row.
+            FloatingPointError: not finite, with ``nonfinite="raise"``.
         """
         if not self._finite():
-            self.discard()
-            self.skipped += 1
+            self._skip()
             return False
+        refreshing = self.steps % self.refresh_every == 0
         if self.steps % self.stats_every == 0:
-            self._commit()
-        if self.steps % self.refresh_every == 0:
-            self._refresh()
-        self._precondition(lr)
+            self.curvature.commit(loss_scale, refreshing)
+        if refreshing:
+            self.curvature.refresh()
+        self._write(self.curvature.solve(), lr)
         self.steps += 1
+        self.skipped_in_a_row = 0
         self.tap.draws.keep()
         self.tap.active = self.steps % self.stats_every == 0
         return True
 
+    def _write(self, solved: list[Solved], lr: Rate) -> None:
+        """Bound the step, and put it into ``.grad``."""
+        self._twice_kl, self._clip = divergence(solved, lr), None
+        if self.kl_clip is not None and self._twice_kl is not None:
+            self._clip = kl_scale(self._twice_kl, self.kl_clip)
+        if self.max_norm is not None and solved:
+            short = length_scale(solved, lr, self.max_norm)
+            self._clip = short if self._clip is None else torch.minimum(short, self._clip)
+        for view, _, U in solved:
+            view.set_grad(U if self._clip is None else U * self._clip)
+
     def _finite(self) -> bool:
-        """Whether every gradient and everything that waits to enter a moment is finite."""
+        """Whether every gradient and everything that waits is finite, in every process."""
         tensors = [p.grad for p in self._parameters if p.grad is not None]
-        tensors += [m.pending for m in self._moments if m.pending is not None]
+        tensors += [waiting for _, waiting in self.curvature.waiting()]
         if not tensors:
-            return True
+            return distributed.everywhere(True)
         # a norm is not finite if any entry is not; half precision would overflow in the sum
         norms = torch._foreach_norm([x.to(statistics_dtype(x.dtype)) for x in tensors])
-        return bool(torch.isfinite(torch.stack([norm.to("cpu") for norm in norms])).all())
+        finite = bool(torch.isfinite(torch.stack([norm.to("cpu") for norm in norms])).all())
+        return distributed.everywhere(finite)
+
+    def _skip(self) -> None:
+        names = self._not_finite() if self.nonfinite == "raise" else ""
+        self.discard()
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.nonfinite == "raise":
+            raise FloatingPointError(f"natgrad: step not taken, not finite: {names}")
+        if self.skipped_in_a_row == SKIPS_UNREMARKED:
+            warnings.warn(
+                f"natgrad: {SKIPS_UNREMARKED} steps in a row were skipped, because gradients or "
+                f"statistics were not finite; nonfinite='raise' names them",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _not_finite(self) -> str:
+        named = [(f"gradient of {n}", p.grad) for n, p in self.model.named_parameters()]
+        named += [(f"statistics of layer {n!r}", x) for n, x in self.curvature.waiting()]
+        bad = [n for n, x in named if x is not None and not bool(torch.isfinite(x).all())]
+        return ", ".join(dict.fromkeys(bad)) or "in another process"
 
     def discard(self) -> None:
         """Drop what backward passes since the last step have left, as if they had not been."""
         self.tap.draws.rewind()
-        for layer in self.layers:
-            layer.natural, layer.plain = False, None
-            layer.held.clear()
-        for moment in self._moments:
-            moment.discard()
-
-    def _commit(self) -> None:
-        distributed.sum_pending(self._moments)
-        for moment in self._moments:
-            moment.commit()
-
-    def _refresh(self) -> None:
-        observed = [layer for layer in self.layers if layer.block.observed()]
-        if not observed:
-            raise RuntimeError(
-                "natgrad has no statistics: between steps, call the model itself (not its parts) "
-                "in training mode with gradients enabled, and run backward() through its output"
-            )
-        found = decompose_each([layer.block.factors() for layer in observed])
-        for layer, results in zip(observed, found, strict=True):
-            good = {name: result for name, result in results.items() if result is not None}
-            if len(good) == len(results):
-                layer.block.load(good)
-                layer.failures = 0
-            else:
-                self._failed(layer, sorted(set(results) - set(good)))
-        self._rescale()
-
-    def _rescale(self) -> None:
-        """Measure the scales that depend on the basis, in the new one."""
-        for layer in self.layers:
-            for sample in layer.held:
-                layer.block.rescale(sample)
-            layer.held.clear()
-        self._commit()
-
-    def _failed(self, layer: Layer, names: list[str]) -> None:
-        layer.failures += 1
-        kept = "the last good one stays" if layer.block.is_ready else "its gradient stays plain"
-        sizes = {name: tuple(layer.block.factors()[name].matrix.shape) for name in names}
-        message = (
-            f"natgrad: decomposition of {sizes} of layer {layer.view.name!r} failed, in float64 "
-            f"too ({layer.failures} in a row); {kept}. Raise the damping, or look for huge or "
-            "constant activations in this layer"
-        )
-        if layer.failures >= FAILURES_ALLOWED:
-            raise RuntimeError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=5)
-
-    def _precondition(self, lr: float | Callable[[nn.Parameter], float]) -> None:
-        solved: list[tuple[LayerView, Tensor, Tensor]] = []
-        for layer in self.layers:
-            M = layer.view.grad()
-            if M is None or not layer.block.is_ready:
-                continue
-            if layer.natural:
-                U = M
-                M = U if layer.plain is None else layer.plain
-            else:
-                U = layer.block.solve(M.to(layer.block.dtype))
-            solved.append((layer.view, M, U))
-            layer.natural, layer.plain = False, None
-        if self.kl_clip is not None and solved:
-            scale = _kl_scale(solved, lr, self.kl_clip)
-            solved = [(view, M, U * scale) for view, M, U in solved]
-        for view, _, U in solved:
-            view.set_grad(U)
+        self.curvature.discard()
 
     # state --------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only: loads with ``torch.load(weights_only=True)``."""
         return {
-            "blocks": dict(self.blocks.state_dict()),
-            "failures": [layer.failures for layer in self.layers],
-            "held": [[sample.state() for sample in layer.held] for layer in self.layers],
-            "tap": self.tap.draws.state_dict(),
+            "parameters": shapes_of(self.model),
+            "curvature": self.curvature.state_dict(),
+            "draws": self.tap.draws.state_dict(),
             "steps": self.steps,
             "skipped": self.skipped,
         }
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise if :meth:`load_state_dict` would, and change nothing.
+
+        Raises:
+            RuntimeError: the state belongs to another model or method; names the parameter, or the
+                layer and the factor.
+        """
+        check_parameters(state["parameters"], self.model)
+        if self._changed():
+            self._before()
+        self.curvature.check(state["curvature"])
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on bit-exactly where the saved preconditioner stopped.
 
+        Tensors are brought to the model's devices and dtypes. Random draws go on only on the kind
+        of device that they were made on; elsewhere they start anew from the seed.
+
         Raises:
-            RuntimeError: the state belongs to another model; names the layers.
+            RuntimeError: see :meth:`check_state`; nothing has changed then.
         """
+        self.check_state(state)
         self.discard()
-        self.blocks.load_state_dict(state["blocks"])
-        for layer, failures in zip(self.layers, state["failures"], strict=True):
-            layer.failures = failures
-        for layer, held in zip(self.layers, state["held"], strict=True):
-            layer.held = [Sample.from_state(entry) for entry in held]
-        self.tap.draws.load_state_dict(state["tap"])
+        self.curvature.load_state_dict(state["curvature"])
+        self.tap.draws.load_state_dict(state["draws"])
         self.steps, self.skipped = state["steps"], state["skipped"]
         self.tap.active = self.steps % self.stats_every == 0
 
+    # figures ------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, float]:
+        """Live figures, cheap enough to log at every step.
+
+        ``step`` and ``skipped`` count steps; ``kl`` is ``lr^2/2 sum_l <U_l, M_l>``, the KL
+        divergence that a step along the natural gradient causes in the damped quadratic model
+        (before clipping and momentum; NaN where fused layers hide it); ``clip`` is the factor of
+        ``kl_clip`` and ``max_norm``. For each layer: ``damping``, ``effective_rank`` (``(tr F)^2 /
+        |F|^2``), ``eigenvalue_min`` and ``eigenvalue_max`` of the damped block (of factored blocks
+        by power iteration, to a few percent), ``failures`` in a row.
+        """
+        twice = self._twice_kl
+        return {
+            "step": float(self.steps),
+            "skipped": float(self.skipped),
+            "kl": nan if twice is None else float(twice) / 2,
+            "clip": 1.0 if self._clip is None else float(self._clip),
+            **self.curvature.figures(),
+        }
+
     def report(self) -> Report:
-        """Every parameter: how it is handled, block sizes, memory, and why."""
-        return report_on(self.model, [(x.view, x.block) for x in self.layers], self.uncovered)
-
-
-def _new_block(block: type[Block], view: LayerView, **kwargs: Any) -> Block:
-    weight = next(iter(view.parameters().values()))
-    dtype = statistics_dtype(weight.dtype)
-    if view.exact:
-        block = Exact
-        kwargs["damping"] = on_eigenvalues(kwargs["damping"])
-    return block(
-        view.shape, groups=view.groups, diagonal_input=view.diagonal_input, dtype=dtype,
-        device=weight.device, **kwargs,
-    )  # fmt: skip
-
-
-def _kl_scale(
-    solved: list[tuple[LayerView, Tensor, Tensor]],
-    lr: float | Callable[[nn.Parameter], float],
-    kl_clip: float,
-) -> Tensor:
-    """``min(1, sqrt(kappa / (lr^2 sum_l <U_l, M_l>)))`` (MATH 7)."""
-    total = torch.zeros((), dtype=solved[0][2].dtype, device=solved[0][2].device)
-    for view, M, U in solved:
-        rate = lr(next(iter(view.parameters().values()))) if callable(lr) else lr
-        total += rate**2 * (U * M).sum().to(total)
-    return (kl_clip / total.clamp_min(torch.finfo(total.dtype).tiny)).sqrt().clamp_max(1)
+        """Every parameter: how it is handled, block sizes, memory, share of the work, and why."""
+        return report_on(
+            self.model, self.curvature, self.views, self.uncovered, self.stats_every,
+            self.refresh_every,
+        )  # fmt: skip

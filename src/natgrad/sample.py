@@ -100,10 +100,12 @@ class Sample:
         a = OneHot(state["a"], state["size"]) if "size" in state else state["a"]
         return Sample(a, state["g"])
 
-    def to(self, dtype: torch.dtype) -> Sample:
-        """The same rows in another dtype."""
-        a = self.a if isinstance(self.a, OneHot) else self.a.to(dtype)
-        return Sample(a, self.g.to(dtype))
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> Sample:
+        """The same rows in another dtype, and on another device if one is given."""
+        g = self.g.to(device=device, dtype=dtype)
+        if isinstance(self.a, OneHot):
+            return Sample(OneHot(self.a.indices.to(device=device), self.a.size), g)
+        return Sample(self.a.to(device=device, dtype=dtype), g)
 
     def reduced(self) -> Sample:
         """One position: ``mean_t a`` and ``sum_t g`` (K-FAC-reduce); unit vectors stay as are."""

@@ -14,9 +14,8 @@ told apart by the weight they are given.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,42 +24,18 @@ from torch.utils.hooks import RemovableHandle
 
 from natgrad.calls import Heard, listen, unlisten, whole
 from natgrad.draws import Draws
+from natgrad.hooks import Hook
 from natgrad.layers import LayerView
 from natgrad.layers.attention import ProjectionView
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey, logits_of
-from natgrad.sample import InputRows, OneHot, Sample, concatenated, statistics_dtype
+from natgrad.passes import Arranged, Pass, Use, as_it_is, batch_first, sample_of, send_back
+from natgrad.sample import Sample
 
 __all__ = ["Tap"]
 
 Deliver: TypeAlias = Callable[[int, Sample], None]
-Arranged: TypeAlias = Callable[[Tensor], Tensor]
 Inside: TypeAlias = list[tuple[int, ProjectionView]]
-Rows = TypeVar("Rows", Tensor, OneHot, InputRows)
-
-
-@dataclass
-class _Use:
-    """One call of one layer within a forward pass."""
-
-    view: LayerView
-    h: Tensor  #: the input, arranged
-    shape: torch.Size  #: of the output
-    edge: GradientEdge | None  #: place in the graph; None where the output is the logits
-    arranged: Arranged  #: puts the batch first, and picks the layer's part of the output
-    grads: list[Tensor] = field(default_factory=list)
-
-    def reached(self, grad: Tensor) -> None:
-        """A gradient with respect to the output has arrived."""
-        self.grads.append(self.arranged(grad.detach().reshape(self.shape)))
-
-
-@dataclass
-class _Pass:
-    """One forward pass of the model: the uses of each layer, by index of its view."""
-
-    uses: dict[int, list[_Use]] = field(default_factory=dict)
-    done: bool = False
 
 
 class Tap:
@@ -76,6 +51,7 @@ class Tap:
         logits: which entry of the model's output is the logits (:func:`natgrad.logits.logits_of`).
         reduction: how the user's loss is reduced over examples, for the empirical Fisher.
         seed: seed of the tap's own generator.
+        before: called before each forward pass that is listened to; may call :meth:`watch`.
     """
 
     def __init__(
@@ -90,32 +66,52 @@ class Tap:
         logits: LogitsKey = None,
         reduction: Literal["mean", "sum"] = "mean",
         seed: int = 0,
+        before: Callable[[], None] | None = None,
     ) -> None:
-        self.model, self.views, self.deliver = model, views, deliver
+        self.model, self.deliver, self.before = model, deliver, before
         self.likelihood, self.fisher, self.samples = likelihood, fisher, samples
         self.logits, self.reduction, self.draws = logits, reduction, Draws(seed)
         self.active = True
         self.running = False  # whether the backward pass now under way is our own
-        self._pass: _Pass | None = None
-        self._alone: list[tuple[_Pass, Tensor]] | None = None
+        self.passes = 0  # forward passes listened to
+        self.delivering = 0  # number of the pass whose samples are being delivered
+        self._pass: Pass | None = None
+        self._alone: list[tuple[Pass, Tensor]] | None = None
         self._heard: list[Heard] = []
+        self._silent: set[int] = set()  # layers that ran without gradients in a pass with them
+        self._handles: list[RemovableHandle] = []
+        self.watch(views)
+
+    def watch(self, views: Sequence[LayerView]) -> None:
+        """Listen to these layers from now on, and to no others."""
+        self.remove()
+        self.views = views
+        self._silent.clear()
         self._handles = list(self._attach())
 
+    def __getstate__(self) -> dict[str, Any]:
+        fresh: dict[str, Any] = {"_pass": None, "_heard": [], "_silent": set(), "_handles": []}
+        return {**self.__dict__, **fresh}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.watch(self.views)  # a copy listens to its own model
+
     def _attach(self) -> Iterator[RemovableHandle]:
-        yield self.model.register_forward_pre_hook(self._begin)
+        yield self.model.register_forward_pre_hook(Hook(self._begin))
         functional: dict[nn.Module, Inside] = {}
         for index, view in enumerate(self.views):
             for each in (view, *view.twins):
                 if isinstance(each, ProjectionView):
                     functional.setdefault(each.module, []).append((index, each))
                     continue
-                hook = partial(self._record, index, each)
+                hook = Hook(partial(self._record, index, each))
                 yield each.module.register_forward_hook(hook, with_kwargs=True)
         for module, inside in functional.items():
-            opening = partial(self._open, inside)
+            opening = Hook(partial(self._open, inside))
             yield module.register_forward_pre_hook(opening, with_kwargs=True)
-            yield module.register_forward_hook(self._close, always_call=True)
-        yield self.model.register_forward_hook(self._end, always_call=True)
+            yield module.register_forward_hook(Hook(self._close), always_call=True)
+        yield self.model.register_forward_hook(Hook(self._end), always_call=True)
 
     def remove(self) -> None:
         """Take all hooks off the model."""
@@ -125,19 +121,28 @@ class Tap:
     # forward ------------------------------------------------------------------------------------
 
     def _begin(self, model: nn.Module, args: Any) -> None:
-        self._pass = _Pass() if self._listens() else None
+        self._pass = None
+        if not self._listens():
+            return
+        if self.before is not None and self._alone is None:
+            self.before()
+        self.passes += 1
+        self._pass = Pass(self.passes)
+        self._silent.clear()
 
     def _listens(self) -> bool:
         if self._alone is not None:
             return True
-        recomputing = torch._C._current_graph_task_id() != -1  # checkpointing runs forward again
-        return self.active and self.model.training and torch.is_grad_enabled() and not recomputing
+        trains = self.model.training and torch.is_grad_enabled()
+        return self.active and trains and not _in_backward()  # checkpointing runs forward again
 
     def _record(
         self, index: int, view: LayerView, module: nn.Module, args: Any, kwargs: Any, output: Tensor
     ) -> None:
         h = args[0] if args else next(iter(kwargs.values()))
-        arranged = _batch_first if view.sequence_first else _as_it_is
+        if self._silent and index in self._silent and torch.is_grad_enabled() and _in_backward():
+            raise self._reentrant(index)
+        arranged = batch_first if view.sequence_first else as_it_is
         self._note(index, view, h, output, arranged, arranged)
 
     def _open(self, inside: Inside, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -165,11 +170,15 @@ class Tap:
         after: Arranged,
     ) -> None:  # fmt: skip
         """A layer was called: keep its input and the place of its output."""
-        if self._pass is None or not output.requires_grad:
+        if self._pass is None:
+            return
+        if not output.requires_grad:
+            if not torch.is_grad_enabled():
+                self._silent.add(index)
             return
         place = whole(output)
         edge = None if self.likelihood is None else get_gradient_edge(place)
-        use = _Use(view, before(h.detach()), output.shape, edge, after)
+        use = Use(view, before(h.detach()), output.shape, edge, after)
         self._pass.uses.setdefault(index, []).append(use)
         if self.likelihood is None:
             place.register_hook(partial(self._arrived, self._pass, index, use))  # type: ignore[no-untyped-call]
@@ -179,7 +188,7 @@ class Tap:
         if current is None or self.likelihood is None or output is None:
             return
         f = logits_of(output, self.logits)
-        _mark_logits(current, f)
+        current.mark_logits(f)
         if self._alone is not None:
             self._alone.append((current, f))
         elif f.requires_grad:
@@ -188,7 +197,7 @@ class Tap:
 
     # backward -----------------------------------------------------------------------------------
 
-    def _arrived(self, current: _Pass, index: int, use: _Use, grad: Tensor) -> None:
+    def _arrived(self, current: Pass, index: int, use: Use, grad: Tensor) -> None:
         """Empirical Fisher: the user's gradient has reached one use of a layer."""
         uses = current.uses.get(index)
         if uses is None or use.grads:
@@ -196,9 +205,9 @@ class Tap:
         use.reached(grad)
         if all(other.grads for other in uses):
             del current.uses[index]
-            self.deliver(index, self._sample(uses, None))
+            self._deliver(current, index, uses, None)
 
-    def _score(self, current: _Pass, f: Tensor, output_nr: int, version: int, grad: Tensor) -> None:
+    def _score(self, current: Pass, f: Tensor, output_nr: int, version: int, grad: Tensor) -> None:
         """True Fisher: the user's gradient has reached the logits; run our backward passes."""
         if current.done:
             return
@@ -212,20 +221,24 @@ class Tap:
         self._run(current, root, self._output_gradients(f, grad), len(f))
 
     def _run(
-        self, current: _Pass, root: GradientEdge, columns: Iterable[Tensor], examples: int
+        self, current: Pass, root: GradientEdge, columns: Iterable[Tensor], examples: int
     ) -> None:
         """Backward passes from the logits for all columns, and one sample for each layer."""
         uses = [use for listed in current.uses.values() for use in listed]
         self.running = True
         try:
             for column in columns:
-                _backward(root, column, uses)
+                send_back(root, column, uses)
+        except RuntimeError as error:
+            if "use_reentrant=True" in str(error):
+                raise self._reentrant(*sorted(self._silent)) from error
+            raise
         finally:
             self.running = False
         for index, listed in current.uses.items():
             reached = [use for use in listed if use.grads]
             if reached:
-                self.deliver(index, self._sample(reached, examples))
+                self._deliver(current, index, reached, examples)
         current.uses.clear()
 
     def _output_gradients(self, f: Tensor, grad: Tensor) -> Iterator[Tensor]:
@@ -238,18 +251,18 @@ class Tap:
         generator = self.draws.generator(f.device)
         return self.likelihood.draws(f, generator, self.samples, counted)
 
-    def _sample(self, uses: list[_Use], examples: int | None) -> Sample:
-        """Pair the rows of all uses; several uses are further positions of the same examples."""
-        inputs = [_by_example(use.view.input_rows(use.h), examples) for use in uses]
-        columns = [torch.stack([use.view.output_rows(x) for x in use.grads], -4) for use in uses]
-        outputs = [_by_example(rows, examples) for rows in columns]
-        if len({rows.shape[-3] for rows in inputs}) > 1:
-            inputs, outputs = _as_one(inputs), _as_one(outputs)
-        weight = next(iter(uses[0].view.parameters().values()))
-        dtype = statistics_dtype(weight.dtype)
-        sample = Sample(concatenated(inputs), torch.cat(outputs, dim=-2)).to(dtype)
+    def _reentrant(self, *hidden: int) -> RuntimeError:
+        names = ", ".join(repr(self.views[index].name) for index in hidden) or "(not covered)"
+        return RuntimeError(
+            f"natgrad: layer {names} is inside a reentrant activation checkpoint, which hides its "
+            "output gradients; use checkpoint(..., use_reentrant=False)"
+        )
+
+    def _deliver(self, current: Pass, index: int, uses: list[Use], examples: int | None) -> None:
+        sample = sample_of(uses, examples)
         scale = self._scale(sample.examples, examples)
-        return sample if scale == 1 else Sample(sample.a, sample.g * scale)
+        self.delivering = current.number
+        self.deliver(index, sample if scale == 1 else Sample(sample.a, sample.g * scale))
 
     def _scale(self, count: int, examples: int | None) -> float:
         """What turns the gradients that arrived into those of one example's nll.
@@ -287,60 +300,5 @@ class Tap:
         return f
 
 
-def _mark_logits(current: _Pass, f: Tensor) -> None:
-    """Let uses whose output is the logits forget the graph.
-
-    The logits' node holds the pass through its hook; the pass must not hold the node in turn, or
-    activations would stay until the garbage collector comes by.
-    """
-    node = get_gradient_edge(f).node if f.requires_grad else None
-    for uses in current.uses.values():
-        for use in uses:
-            if use.edge is not None and (use.edge.node, use.edge.output_nr) == (node, f.output_nr):
-                use.edge = None
-
-
-def _backward(root: GradientEdge, column: Tensor, uses: list[_Use]) -> None:
-    """One backward pass from the logits to the layers' outputs; the graph is kept."""
-    inner = []
-    for use in uses:
-        if use.edge is None:
-            use.reached(column)  # this layer's output is the logits
-        else:
-            inner.append(use)
-    if not inner:
-        return
-    edges = [use.edge for use in inner if use.edge is not None]
-    found = torch.autograd.grad([root], edges, [column], retain_graph=True, allow_unused=True)
-    for use, grad in zip(inner, found, strict=True):
-        if grad is not None:
-            use.reached(grad)
-
-
-def _as_it_is(z: Tensor) -> Tensor:
-    return z
-
-
-def _batch_first(z: Tensor) -> Tensor:
-    """``[t, n, k]`` as ``[n, t, k]``."""
-    return z.transpose(0, 1) if z.ndim == 3 else z
-
-
-def _by_example(rows: Rows, examples: int | None) -> Rows:
-    """Rows of a layer that saw ``[n t, ...]`` back by example, as ``[n, t, k]``.
-
-    A count that is no multiple of ``examples`` has no batch dimension: it is one example.
-    """
-    count, positions = rows.shape[-3:-1]
-    if examples is None or count == examples:
-        return rows
-    n = examples if count % examples == 0 else 1
-    t = count * positions // n
-    if isinstance(rows, OneHot):
-        return OneHot(rows.indices.reshape(n, t), rows.size)
-    return rows.reshape(*rows.shape[:-3], n, t, rows.shape[-1])
-
-
-def _as_one(uses: list[Rows]) -> list[Rows]:
-    """All rows of all uses as positions of one example: their batches differ."""
-    return [_by_example(rows, 1) for rows in uses]
+def _in_backward() -> bool:
+    return bool(torch._C._current_graph_task_id() != -1)

@@ -118,7 +118,8 @@ def test_C25_the_normalisation_of_KFC_is_the_same_product_in_another_split(seed,
     Omega = torch.einsum("nti,ntj->ij", a, a) / n
     Gamma = torch.einsum("cnto,cntp->op", g, g) / (n * t)
     made = block(KFAC, sample)
+    o, i = made.shape
     assert relative(made.dense(), linalg.kron(Gamma, Omega)) < 1e-13
-    ridges = Factored(0.1).ridges(made.A.mean(), made.G.mean())
-    other = Factored(0.1).ridges(Omega, Gamma)
+    ridges = Factored(0.1).ridges(made.A.mean().trace(), made.G.mean().trace(), i, o)
+    other = Factored(0.1).ridges(Omega.trace(), Gamma.trace(), i, o)
     assert float(other[0] / ridges[0]) == pytest.approx(t, rel=1e-12)

@@ -109,7 +109,7 @@ def test_B8_factored_damping_is_damping_plus_cross_terms(seed, layer):
     eye_A, eye_G = torch.eye(i, dtype=A.dtype), torch.eye(o, dtype=A.dtype)
     cross = root / pi * linalg.kron(eye_G, A) + pi * root * linalg.kron(G, eye_A)
     damped = linalg.kron(G, A) + damping * torch.eye(o * i, dtype=A.dtype) + cross
-    ridge_A, ridge_G = Factored(damping).ridges(A, G)
+    ridge_A, ridge_G = Factored(damping).ridges(A.trace(), G.trace(), i, o)
     factored = linalg.kron(linalg.add_ridge(G, ridge_G), linalg.add_ridge(A, ridge_A))
     assert relative(factored, damped) < 1e-13
     M = normal(o, i, seed=seed)
@@ -127,7 +127,8 @@ def test_B9_pi_minimises_the_trace_norm_of_the_cross_terms(seed):
         cross = ridge_G * linalg.kron(eye_G, A) + ridge_A * linalg.kron(G, eye_A)
         return float(torch.linalg.matrix_norm(cross, "nuc"))
 
-    ridge_A, ridge_G = linalg.factored_ridges(A, G, damping)
+    means = linalg.mean_diagonal(A), linalg.mean_diagonal(G)
+    ridge_A, ridge_G = linalg.factored_ridges(*means, damping)
     assert float(ridge_A * ridge_G) == pytest.approx(damping, rel=1e-13)
     least = trace_norm(ridge_A, ridge_G)
     assert all(trace_norm(ridge_A * s, ridge_G / s) > least for s in (0.25, 0.8, 0.98, 1.02, 1.3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from math import nan
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from natgrad.damping import Damping, EigenvalueDamping
 from natgrad.decompose import Decomposition, Factor
+from natgrad.flops import Flops, Rows
 from natgrad.moments import Moment
 from natgrad.sample import Sample
 
@@ -85,7 +87,12 @@ class Block(nn.Module, ABC):
     def dim(self) -> int:
         """Rows of the block, ``q o i``."""
         o, i = self.shape
-        return o * i * (self.groups[0] if self.groups else 1)
+        return o * i * self.count
+
+    @property
+    def count(self) -> int:
+        """Equal blocks side by side, ``q`` or 1."""
+        return self.groups[0] if self.groups else 1
 
     @abstractmethod
     def observe(self, sample: Sample) -> None:
@@ -135,16 +142,43 @@ class Block(nn.Module, ABC):
         """``|F_l|^2`` in the Frobenius norm."""
         return self.eigenvalues().square().sum()
 
+    def ridge(self) -> Tensor | float:
+        """The damping that the next solve adds to every eigenvalue (K-FAC: up to cross terms)."""
+        if isinstance(self.damping, EigenvalueDamping):
+            return self.damping.ridge(self.trace(), self.dim)
+        return nan
+
+    def extremes(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest eigenvalue of ``F_l + damping``; cheap, to a few percent."""
+        damped = self.eigenvalues() + self.ridge()
+        return damped.amin(), damped.amax()
+
+    def effective_rank(self) -> Tensor:
+        """``(tr F_l)^2 / |F_l|^2``: the number of equal eigenvalues that would give both."""
+        tiny = torch.finfo(self.dtype).tiny
+        return self.trace().square() / self.squared_norm().clamp_min(tiny)
+
+    def flops(self, rows: Rows) -> Flops:
+        """Of one batch of statistics, one decomposition, one solve; NaN where nobody counted."""
+        return Flops(nan, nan, nan)
+
     def moments(self) -> Iterator[Moment]:
         """All running means of the block."""
         return (module for module in self.modules() if isinstance(module, Moment))
+
+    def basis_moments(self) -> Iterator[Moment]:
+        """Those that :meth:`factors` needs; the others are measured after :meth:`load`."""
+        return self.moments()
 
     def observed(self) -> bool:
         """Whether what :meth:`factors` needs has ever been committed."""
         return all(bool(moment.weight > 0) for moment in self.moments())
 
-    def _moment(self, *shape: int) -> Moment:
-        return Moment(*self.groups, *shape, decay=self.decay, dtype=self.dtype, device=self.device)
+    def _moment(self, *shape: int, of_inputs: bool = False) -> Moment:
+        return Moment(
+            *self.groups, *shape, decay=self.decay, dtype=self.dtype, device=self.device,
+            of_inputs=of_inputs,
+        )  # fmt: skip
 
     def _zeros(self, name: str, *shape: int) -> None:
         zeros = torch.zeros(*self.groups, *shape, dtype=self.dtype, device=self.device)

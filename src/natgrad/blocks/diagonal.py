@@ -11,6 +11,7 @@ from torch import Tensor
 from natgrad.blocks.base import Block
 from natgrad.damping import Constant, EigenvalueDamping
 from natgrad.decompose import Decomposition, Factor
+from natgrad.flops import Flops, Rows
 from natgrad.sample import Sample
 
 __all__ = ["Diagonal"]
@@ -48,9 +49,24 @@ class Diagonal(Block):
 
     def solve(self, M: Tensor) -> Tensor:
         """``M / (E[J^2] + damping)``; zero where both are zero."""
-        diagonal = self.squares.mean()
-        damped = diagonal + cast(EigenvalueDamping, self.damping).ridge(diagonal.sum(), self.dim)
+        damped = self.squares.mean() + self.ridge()
         return torch.where(damped > 0, M / damped, torch.zeros_like(M))
+
+    def ridge(self) -> Tensor | float:
+        """What is added to the diagonal."""
+        return cast(EigenvalueDamping, self.damping).ridge(self.squares.mean().sum(), self.dim)
+
+    def extremes(self) -> tuple[Tensor, Tensor]:
+        """Of the damped diagonal."""
+        damped = self.squares.mean() + self.ridge()
+        return damped.amin(), damped.amax()
+
+    def flops(self, rows: Rows) -> Flops:
+        """``2 n c o i``, ``t`` times that and a square with shared weights; ``2 o i`` to solve."""
+        o, i = self.shape
+        n, t, c = rows
+        shared = 2 * n * t * c * o * i + 2 * n * c * o * i
+        return Flops(2 * n * c * o * i if t == 1 else shared, 0, 2 * o * i).times(self.count)
 
     def product(self, M: Tensor) -> Tensor:
         """``E[J^2] M``, entry by entry."""

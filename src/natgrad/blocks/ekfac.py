@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -15,6 +15,8 @@ from natgrad.blocks.tkfac import TKFAC
 from natgrad.blocks.two_factor import TwoFactor
 from natgrad.damping import Constant, EigenvalueDamping
 from natgrad.decompose import Decomposition, Factor
+from natgrad.flops import Flops, Rows
+from natgrad.moments import Moment
 from natgrad.sample import Sample
 
 __all__ = ["EKFAC", "TEKFAC", "EKFACRa", "EigenCorrected", "TEKFACRa"]
@@ -100,6 +102,10 @@ class EigenCorrected(Block):
         """Whether the two-factor block has statistics."""
         return self.basis.observed()
 
+    def basis_moments(self) -> Iterator[Moment]:
+        """Those of the two-factor block."""
+        return self.basis.moments()
+
     def scales(self) -> Tensor:
         """``s [(q,) o, i]``; the two-factor block's own eigenvalues until one is measured."""
         A, G = self.basis.eigen()
@@ -110,8 +116,32 @@ class EigenCorrected(Block):
         """``U_G [(U_G^T M U_A) / (s + damping)] U_A^T``, ``4 o i (o + i)`` flop."""
         A, G = self.basis.eigen()
         s = self.scales()
-        ridge = cast(EigenvalueDamping, self.damping).ridge(s.sum(), self.dim)
-        return linalg.rotated_quotient(G.vectors, A.vectors, M, s, ridge)
+        return linalg.rotated_quotient(G.vectors, A.vectors, M, s, self._ridge(s))
+
+    def _ridge(self, scales: Tensor) -> Tensor | float:
+        return cast(EigenvalueDamping, self.damping).ridge(scales.sum(), self.dim)
+
+    def ridge(self) -> Tensor | float:
+        """What is added to the scale."""
+        return self._ridge(self.scales())
+
+    def extremes(self) -> tuple[Tensor, Tensor]:
+        """Of the damped scale."""
+        s = self.scales()
+        damped = s + self._ridge(s)
+        return damped.amin(), damped.amax()
+
+    def flops(self, rows: Rows) -> Flops:
+        """The two-factor block's, the rotation of rows, the scale, and four products to solve."""
+        o, i = self.shape
+        n, t, c = rows
+        basis = self.basis.flops(rows)
+        rotated = 2 * n * t * (i**2 + c * o**2)
+        scale = 2 * n * c * o * i * (1 if t == 1 else t + 1)
+        return basis._replace(
+            statistics=basis.statistics + self.count * (rotated + scale),
+            solve=4 * o * i * (o + i) * self.count,
+        )
 
     def product(self, M: Tensor) -> Tensor:
         """``U_G [(U_G^T M U_A) s] U_A^T``."""

@@ -11,6 +11,7 @@ from natgrad import linalg
 from natgrad.blocks.base import Block
 from natgrad.damping import Constant, EigenvalueDamping
 from natgrad.decompose import Decomposition, Factor
+from natgrad.flops import EIGH, Flops, Rows
 from natgrad.linalg import Eigen
 from natgrad.sample import Sample
 
@@ -65,8 +66,24 @@ class Exact(Block):
     def solve(self, M: Tensor) -> Tensor:
         """``(F_l + damping I)^-1 vec(M)``."""
         l, U = self.get_buffer("F_values"), self.get_buffer("F_vectors")
-        ridge = cast(EigenvalueDamping, self.damping).ridge(l.sum(), self.dim)
-        return linalg.eigen_solve(Eigen(l, U), M.flatten(-2), ridge).reshape(M.shape)
+        return linalg.eigen_solve(Eigen(l, U), M.flatten(-2), self.ridge()).reshape(M.shape)
+
+    def ridge(self) -> Tensor | float:
+        """What is added to the eigenvalues."""
+        trace = self.get_buffer("F_values").sum()
+        return cast(EigenvalueDamping, self.damping).ridge(trace, self.dim)
+
+    def extremes(self) -> tuple[Tensor, Tensor]:
+        """Of the decomposition in use."""
+        damped = self.get_buffer("F_values") + self.ridge()
+        return damped.amin(), damped.amax()
+
+    def flops(self, rows: Rows) -> Flops:
+        """``2 n c (t o i + (o i)^2)``, an eigendecomposition, ``4 (o i)^2`` to solve."""
+        n, t, c = rows
+        dim = self.shape[0] * self.shape[1]
+        observed = 2 * n * c * (t * dim + dim**2)
+        return Flops(observed, EIGH * dim**3, 4 * dim**2).times(self.count)
 
     def product(self, M: Tensor) -> Tensor:
         """``F_l vec(M)``."""

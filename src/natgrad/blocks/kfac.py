@@ -29,6 +29,8 @@ class KFAC(TwoFactor):
     wherever ``a`` and ``g`` are independent (V:B1, V:B2, V:B6); else it is an approximation.
     """
 
+    A_of_inputs = True
+
     @staticmethod
     def default_damping(value: float) -> Factored:
         """Factored Tikhonov damping with ``pi``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from natgrad import linalg
 from natgrad.blocks.base import Block
 from natgrad.damping import EigenvalueDamping, FactoredDamping
 from natgrad.decompose import Decomposition, Factor
+from natgrad.flops import EIGH, INVERSE, Flops, Rows
 from natgrad.linalg import Eigen
 from natgrad.sample import Sample
 
@@ -26,12 +27,15 @@ class TwoFactor(Block):
     every solve. Where input rows are unit vectors ``A`` is diagonal and kept as a vector.
     """
 
+    A_of_inputs: ClassVar[bool] = False  #: whether ``A`` knows nothing of the gradients
+
     def __init__(self, shape: tuple[int, int], **kwargs: Any) -> None:
         super().__init__(shape, **kwargs)
         self._factored = isinstance(self.damping, FactoredDamping)
         o, i = shape
         A_shape = (i,) if self.diagonal_input else (i, i)
-        self.A, self.G = self._moment(*A_shape), self._moment(o, o)
+        self.A = self._moment(*A_shape, of_inputs=self.A_of_inputs)
+        self.G = self._moment(o, o)
         if self._factored:
             self._zeros("A_inverse", *A_shape)
             self._zeros("G_inverse", o, o)
@@ -52,9 +56,13 @@ class TwoFactor(Block):
         diagonal = self.diagonal_input
         if not self._factored:
             return {"A": Factor(A, diagonal=diagonal), "G": Factor(G)}
-        trace_A = (A.mean(-1) if diagonal else linalg.mean_diagonal(A))[..., None, None]
-        ridge_A, ridge_G = cast(FactoredDamping, self.damping).ridges(trace_A, G)
+        ridge_A, ridge_G = self._ridges(A, G)
         return {"A": Factor(A, ridge_A, diagonal), "G": Factor(G, ridge_G)}
+
+    def _ridges(self, A: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
+        o, i = self.shape
+        damping = cast(FactoredDamping, self.damping)
+        return damping.ridges(self._trace_A(A), linalg.trace(G), i, o)
 
     def load(self, decompositions: Mapping[str, Decomposition]) -> None:
         """Take the inverses, or the eigendecompositions."""
@@ -72,9 +80,43 @@ class TwoFactor(Block):
         if self._factored:
             return linalg.kron_solve(self.get_buffer("G_inverse"), self.get_buffer("A_inverse"), M)
         A, G = self.eigen()
-        trace = A.values.sum(-1) * G.values.sum(-1)
-        ridge = cast(EigenvalueDamping, self.damping).ridge(trace.sum(), self.dim)
-        return linalg.kron_eigen_solve(G, A, M, ridge)
+        return linalg.kron_eigen_solve(G, A, M, self.ridge())
+
+    def ridge(self) -> Tensor | float:
+        """What is added to the eigenvalues; the product of the ridges where factored."""
+        if self._factored:
+            ridge_A, ridge_G = self._ridges(*self.matrices())
+            return (ridge_A * ridge_G).mean()
+        A, G = self.eigen()
+        trace = (A.values.sum(-1) * G.values.sum(-1)).sum()
+        return cast(EigenvalueDamping, self.damping).ridge(trace, self.dim)
+
+    def extremes(self) -> tuple[Tensor, Tensor]:
+        """Products of those of the factors, by power iteration where these are inverted."""
+        if not self._factored:
+            A, G = self.eigen()
+            ridge = self.ridge()
+            smallest = A.values.amin(-1) * G.values.amin(-1)
+            return smallest.amin() + ridge, (A.values.amax(-1) * G.values.amax(-1)).amax() + ridge
+        A_, G_ = self.matrices()
+        ridge_A, ridge_G = self._ridges(A_, G_)
+        top_A = A_.amax(-1) if self.diagonal_input else linalg.largest_eigenvalue(A_)
+        largest = (top_A + ridge_A) * (linalg.largest_eigenvalue(G_) + ridge_G)
+        A_inverse, G_inverse = self.get_buffer("A_inverse"), self.get_buffer("G_inverse")
+        top = A_inverse.amax(-1) if self.diagonal_input else linalg.largest_eigenvalue(A_inverse)
+        return 1 / (top * linalg.largest_eigenvalue(G_inverse)).amax(), largest.amax()
+
+    def flops(self, rows: Rows) -> Flops:
+        """``2 n t (i^2 + c o^2)``; inverses or eigendecompositions; two products, or four."""
+        o, i = self.shape
+        n, t, c = rows
+        per_cube, products = (INVERSE, 2) if self._factored else (EIGH, 4)
+        dense = 0 if self.diagonal_input else 1  # a diagonal factor costs next to nothing
+        return Flops(
+            2 * n * t * (dense * i**2 + c * o**2),
+            per_cube * (dense * i**3 + o**3),
+            products * o * i * (o + dense * i),
+        ).times(self.count)
 
     def solve_rows(self, rows: Sample) -> Tensor:
         """``(g G^-1)^T (a A^-1)`` where the rows are few, else ``G^-1 (g^T a) A^-1``."""

@@ -14,8 +14,11 @@ from natgrad.layers.linear import LinearView
 from natgrad.layers.norm import NormView
 from natgrad.layers.tied import untied
 from natgrad.layers.uncovered import reason_against
+from natgrad.layers.whitenable import Whitenable
 
-__all__ = ["VIEWS", "LayerView", "LinearView", "Slot", "Uncovered", "reasons", "views_of"]
+__all__ = [
+    "VIEWS", "LayerView", "LinearView", "Slot", "Uncovered", "Whitenable", "reasons", "views_of",
+]  # fmt: skip
 
 VIEWS: tuple[type[LayerView], ...] = (
     LinearView, ConvView, ConvTransposeView, EmbeddingView, NormView, ProjectionView, HFConv1DView,

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from natgrad.layers.base import LayerView, Slot
+from natgrad.layers.base import Kind, LayerView, Slot
 
 __all__ = ["AffineView"]
 
@@ -22,6 +22,7 @@ class AffineView(LayerView):
     is not the matrix itself.
     """
 
+    kind: Kind = "dense"
     kinds: ClassVar[tuple[type[nn.Module], ...]]  #: the modules it reads, and their subclasses
     weight: str = "weight"  #: the weight's name in the module
     bias: str = "bias"  #: the bias's name in the module

@@ -5,13 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from natgrad.sample import InputRows
 
-__all__ = ["LayerView", "Slot", "Uncovered", "reasons", "rows_of", "with_ones"]
+__all__ = ["Kind", "LayerView", "Slot", "Uncovered", "reasons", "rows_of", "with_ones"]
+
+
+Kind: TypeAlias = Literal["convolution", "dense", "other"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class LayerView(ABC):
 
     exact: bool = False  #: the block is small and taken exactly, whatever structure is asked for
     diagonal_input: bool = False  #: input rows are unit vectors, so the input factor is diagonal
+    kind: Kind = "other"
     inner: tuple[str, ...] = ()  #: submodules whose parameters belong to the views of the module
 
     def __init__(self, name: str, module: nn.Module) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from natgrad.layers.affine import AffineView
+from natgrad.layers.whitenable import Whitenable
 
 __all__ = ["ConvView", "PatchView", "grouped_rows", "unfolded"]
 
@@ -17,6 +18,7 @@ __all__ = ["ConvView", "PatchView", "grouped_rows", "unfolded"]
 class PatchView(AffineView):
     """What all convolutions share: the shape of the map from a patch to the channels."""
 
+    kind = "convolution"
     module: Any
 
     @property
@@ -32,7 +34,7 @@ class PatchView(AffineView):
         return (self.module.groups,) if self.module.groups > 1 else ()
 
 
-class ConvView(PatchView):
+class ConvView(PatchView, Whitenable):
     """``z_t = W [patch_t; 1]`` at every output position ``t``, ``W = [weight.flatten(1), b]``.
 
     Stride, dilation and every padding mode are in the patches ``[C_in / q, *kernel]`` (V:C21). A
@@ -65,6 +67,35 @@ class ConvView(PatchView):
     def matrix_as_weight(self, W: Tensor) -> Tensor:
         """The inverse."""
         return W.reshape(self.module.weight.shape)
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """``(C_out / q, C_in / q)``."""
+        conv = self.module
+        return conv.out_channels // conv.groups, conv.in_channels // conv.groups
+
+    def features(self, h: Tensor) -> Tensor:
+        """Pixels of ``h [n, C_in, *space]`` as ``[(q,) n t, C_in / q]``, before the padding."""
+        pixels = channel_rows(batched(h, len(self.module.kernel_size)), self.module.groups)
+        return pixels.flatten(-3, -2)
+
+    def by_channel(self, weight: Tensor) -> Tensor:
+        """``weight [C_out, C_in / q, *kernel]`` as ``[(q,) C_out / q, p, C_in / q]``."""
+        o, k = self.channels
+        return weight.reshape(*self.groups, o, k, -1).mT
+
+    def from_channel(self, W: Tensor) -> Tensor:
+        """The inverse."""
+        conv = self.module
+        return W.mT.reshape(conv.out_channels, self.channels[1], *conv.kernel_size)
+
+    def compute(self, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution with this kernel, padded as the layer pads."""
+        return self.module._conv_forward(h, weight, bias)
+
+    def examples(self, h: Tensor) -> int:
+        """Length of the batch; an input without one is one example."""
+        return len(batched(h, len(self.module.kernel_size)))
 
 
 def batched(h: Tensor, dims: int) -> Tensor:

@@ -20,6 +20,7 @@ class EmbeddingView(AffineView):
     """
 
     module: nn.Embedding
+    kind = "other"
     kinds = (nn.Embedding,)
     diagonal_input = True
 

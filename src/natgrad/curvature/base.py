@@ -1,0 +1,70 @@
+"""What the preconditioner asks of a model's curvature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from natgrad.layers import LayerView
+from natgrad.sample import Sample
+
+__all__ = ["Curvature", "Solved"]
+
+
+class Solved(NamedTuple):
+    """One layer's gradient and natural gradient, as matrices ``[(q,) o, i]``."""
+
+    view: LayerView
+    M: Tensor | None  #: None where a fused layer never formed it
+    U: Tensor
+
+
+class Curvature(Protocol):
+    """Observes samples during backward passes, and turns gradients into natural ones in a step."""
+
+    def choose(self, views: Sequence[LayerView]) -> None:
+        """Work on these layers from now on; what is known of others is kept for later."""
+
+    def observe(self, index: int, sample: Sample, number: int, refreshing: bool) -> None:
+        """A layer's sample of one pass waits for the step.
+
+        Args:
+            index: of the layer's view.
+            sample: paired rows.
+            number: of the forward pass.
+            refreshing: whether the coming step decomposes anew.
+        """
+
+    def waiting(self) -> Iterable[tuple[str, Tensor]]:
+        """What waits to enter the statistics, with the layer's name."""
+
+    def discard(self) -> None:
+        """Drop what waits."""
+
+    def commit(self, loss_scale: float, refreshing: bool) -> None:
+        """Let what waits enter the statistics.
+
+        Args:
+            loss_scale: what the user's loss was multiplied by for its backward pass.
+            refreshing: whether :meth:`refresh` follows.
+        """
+
+    def refresh(self) -> None:
+        """Decompose anew."""
+
+    def solve(self) -> list[Solved]:
+        """The natural gradient of every layer that has one."""
+
+    def figures(self) -> dict[str, float]:
+        """Live figures by name."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise if the state does not fit, before anything is changed."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""

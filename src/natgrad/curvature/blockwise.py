@@ -1,0 +1,289 @@
+"""A block for every layer, decomposed together and solved one by one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from natgrad import distributed
+from natgrad.blocks import Block
+from natgrad.blocks.base import Shared
+from natgrad.curvature.base import Solved
+from natgrad.curvature.layer import Layer, key_of, new_block
+from natgrad.damping import Damping, Given, LayerCurvature, NetworkDamping
+from natgrad.decompose import decompose_each, described
+from natgrad.flops import Rows
+from natgrad.layers import LayerView
+from natgrad.moments import Moment
+from natgrad.sample import Sample
+
+__all__ = ["FAILURES_ALLOWED", "HELD_BYTES", "Blockwise"]
+
+FAILURES_ALLOWED = 3  #: failed decompositions of a layer in a row, before it is an error
+HELD_BYTES = 2**30  #: rows held for the next basis; what comes beyond is measured in the old one
+
+
+class Blockwise:
+    """Block-diagonal curvature: ``U_l = (F_l + damping)^-1 M_l`` for each layer by itself.
+
+    Args:
+        block: class of the blocks.
+        damping: a number or a damping object.
+        decay: weight of the old statistics.
+        shared: how positions of shared layers are treated.
+        scaled_by_batch: whether the samples are of the user's own loss, a mean over examples.
+        scaled_by_loss: whether the samples are of the user's own loss at all.
+        keeps_plain: whether the plain gradients of fused layers are wanted too.
+    """
+
+    def __init__(
+        self,
+        block: type[Block],
+        *,
+        damping: float | Damping,
+        decay: float,
+        shared: Shared,
+        scaled_by_batch: bool,
+        scaled_by_loss: bool,
+        keeps_plain: bool,
+    ) -> None:
+        self.block = block
+        self.damping: object = damping
+        self.settings: dict[str, Any] = {"damping": damping, "decay": decay, "shared": shared}
+        self.scaled_by_batch, self.scaled_by_loss = scaled_by_batch, scaled_by_loss
+        self.keeps_plain = keeps_plain
+        self.layers: list[Layer] = []
+        self.blocks = nn.ModuleDict()
+        self._known: dict[str, Layer] = {}
+        self._unclaimed: dict[str, dict[str, Any]] = {}  # loaded, for layers not trained now
+
+    def choose(self, views: Sequence[LayerView]) -> None:
+        """The layers of these views; a layer seen before goes on where it stood."""
+        self.layers = [self._layer(view) for view in views]
+
+    def _layer(self, view: LayerView) -> Layer:
+        key = key_of(view)
+        if key not in self._known:
+            layer = Layer(view, new_block(self.block, view, **self.settings))
+            self._known[key] = layer
+            self.blocks[key] = layer.block
+            if key in self._unclaimed:
+                self._load(layer, self._unclaimed.pop(key))
+        return self._known[key]
+
+    # statistics ---------------------------------------------------------------------------------
+
+    def observe(self, index: int, sample: Sample, number: int, refreshing: bool) -> None:
+        """Let the sample wait in the block's moments; hold it where the basis will change."""
+        layer = self.layers[index]
+        if self.scaled_by_batch:
+            factor = layer.loss.add(sample.examples)
+            sample = sample if factor == 1 else Sample(sample.a, sample.g * factor)
+        layer.rows = Rows(sample.examples, sample.positions, sample.g.shape[-4])
+        layer.block.observe(sample)
+        if not layer.block.needs_rescale:
+            return
+        if refreshing and self._held_bytes() < HELD_BYTES:
+            layer.held.append(sample)
+        else:
+            layer.block.rescale(sample)
+
+    def _held_bytes(self) -> int:
+        return sum(sample.nbytes for layer in self.layers for sample in layer.held)
+
+    def waiting(self) -> Iterable[tuple[str, Tensor]]:
+        """Pending moments."""
+        for layer in self.layers:
+            for moment in layer.block.moments():
+                if moment.pending is not None:
+                    yield layer.view.name, moment.pending
+
+    def discard(self) -> None:
+        """Drop what waits, of all layers ever seen."""
+        for layer in self._known.values():
+            layer.discard()
+
+    def commit(self, loss_scale: float, refreshing: bool) -> None:
+        """Moments of the basis first; of the scale once the new basis is there, if one comes."""
+        for layer in self.layers:
+            factor = layer.loss.factor() if self.scaled_by_batch else 1.0
+            factor = factor / loss_scale if self.scaled_by_loss else factor
+            layer.loss.clear()
+            for moment in layer.block.moments():
+                moment.correct(factor)
+            if factor != 1:
+                layer.held = [Sample(sample.a, sample.g * factor) for sample in layer.held]
+        if refreshing:
+            _commit([m for layer in self.layers for m in layer.block.basis_moments()])
+        else:
+            _commit([m for layer in self.layers for m in layer.block.moments()])
+
+    # decompositions -----------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Decompose every layer that has statistics, and measure scales in the new bases.
+
+        Raises:
+            RuntimeError: no layer has statistics, or one failed too often in a row.
+        """
+        observed = [layer for layer in self.layers if layer.block.observed()]
+        if not observed:
+            raise RuntimeError(
+                "natgrad has no statistics: between steps, call the model itself (not its parts) "
+                "in training mode with gradients enabled, and run backward() through its output "
+                "(a model that torch.compile has run before its optimizer was made: make the "
+                "optimizer first, or call torch.compiler.reset())"
+            )
+        self._spread_damping()
+        found = decompose_each([layer.block.factors() for layer in observed])
+        for layer, results in zip(observed, found, strict=True):
+            good = {name: result for name, result in results.items() if result is not None}
+            if len(good) == len(results):
+                layer.block.load(good)
+                layer.failures = 0
+            else:
+                _failed(layer, sorted(set(results) - set(good)))
+        for layer in self.layers:
+            for sample in layer.held:
+                layer.block.rescale(sample)
+            layer.held.clear()
+        _commit([m for layer in self.layers for m in layer.block.moments()])
+
+    def _spread_damping(self) -> None:
+        """Ask a damping that looks at all layers what each of them gets."""
+        if not isinstance(self.damping, NetworkDamping):
+            return
+        facts = [
+            LayerCurvature(layer.block.trace(), layer.block.dim, layer.view.kind)
+            for layer in self.layers
+        ]
+        for layer, given in zip(self.layers, self.damping.across(facts) or (), strict=False):
+            layer.block.damping, layer.scale = Given(given.ridge), float(given.scale)
+
+    # gradients ----------------------------------------------------------------------------------
+
+    def solves_changed_at(self, index: int, stats_every: int, refresh_every: int) -> int:
+        """Steps between changes of what this layer's gradient is solved with; 0: not ready."""
+        block = self.layers[index].block
+        if not block.is_ready:
+            return 0
+        return stats_every if block.solves_with_moments else refresh_every
+
+    def solve_rows(self, index: int, rows: Sample) -> Tensor:
+        """The natural gradient of one layer from the rows of the user's backward pass."""
+        layer = self.layers[index]
+        layer.natural = True
+        if self.keeps_plain:
+            M = rows.gradient_sum()
+            layer.plain = M if layer.plain is None else layer.plain + M
+        return layer.block.solve_rows(rows)
+
+    def solve(self) -> list[Solved]:
+        """Every layer with a gradient and a decomposition."""
+        if any(layer.block.solves_with_moments for layer in self.layers):
+            self._spread_damping()
+        solved = [found for layer in self.layers if (found := _solved(layer)) is not None]
+        for layer in self.layers:
+            layer.natural, layer.plain = False, None
+        return solved
+
+    def figures(self) -> dict[str, float]:
+        """Damping, effective rank and extreme eigenvalues of each layer's damped block."""
+        found: dict[str, float] = {}
+        for layer in self.layers:
+            if not layer.block.is_ready:
+                continue
+            smallest, largest = layer.block.extremes()
+            found |= {
+                f"{layer.view.name}/damping": float(layer.block.ridge()),
+                f"{layer.view.name}/effective_rank": float(layer.block.effective_rank()),
+                f"{layer.view.name}/eigenvalue_min": float(smallest),
+                f"{layer.view.name}/eigenvalue_max": float(largest),
+                f"{layer.view.name}/failures": float(layer.failures),
+            }
+        return found
+
+    # state --------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of all layers ever seen, by name."""
+        layers = {
+            key: {"block": dict(layer.block.state_dict()), **layer.state_dict()}
+            for key, layer in self._known.items()
+        }
+        return {"kind": self.block.__name__, "layers": {**self._unclaimed, **layers}}
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise unless the state is of the same kind of block, damping, and shapes.
+
+        Raises:
+            RuntimeError: names the layer and the factor.
+        """
+        if state["kind"] != self.block.__name__:
+            raise RuntimeError(
+                f"natgrad: the checkpoint holds the curvature of {state['kind']}, this is "
+                f"{self.block.__name__}"
+            )
+        for key, layer in self._known.items():
+            if key not in state["layers"]:
+                name = layer.view.name
+                raise RuntimeError(f"natgrad: the checkpoint has no curvature of layer {name!r}")
+            _check_block(layer, state["layers"][key]["block"])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with it; layers that are not trained now wait until they are."""
+        self.discard()
+        self._unclaimed = dict(state["layers"])
+        for key, layer in self._known.items():
+            self._load(layer, self._unclaimed.pop(key))
+
+    def _load(self, layer: Layer, state: Mapping[str, Any]) -> None:
+        _check_block(layer, state["block"])
+        layer.block.load_state_dict(state["block"])
+        layer.load_state_dict(state)
+
+
+def _commit(moments: list[Moment]) -> None:
+    distributed.sum_pending(moments)
+    for moment in moments:
+        moment.commit()
+
+
+def _solved(layer: Layer) -> Solved | None:
+    M = layer.view.grad()
+    if M is None or not layer.block.is_ready:
+        return None
+    U = M if layer.natural else layer.block.solve(M.to(layer.block.dtype))
+    plain = layer.plain if layer.natural else M
+    return Solved(layer.view, plain, U if layer.scale == 1 else U * layer.scale)
+
+
+def _failed(layer: Layer, names: list[str]) -> None:
+    layer.failures += 1
+    factors = layer.block.factors()
+    kept = "the last good one stays" if layer.block.is_ready else "its gradient stays plain"
+    listed = "; ".join(f"{name} {described(factors[name])}" for name in names)
+    message = (
+        f"natgrad: decomposition failed for layer {layer.view.name!r}, factor {listed}, in float64 "
+        f"too ({layer.failures} in a row); {kept}. Raise the damping, or look for huge or "
+        "constant activations in this layer"
+    )
+    if layer.failures >= FAILURES_ALLOWED:
+        raise RuntimeError(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=6)
+
+
+def _check_block(layer: Layer, saved: Mapping[str, Tensor]) -> None:
+    waits = ("pending", "pending_weight")
+    own = {k: v for k, v in layer.block.state_dict().items() if not k.endswith(waits)}
+    found = {k: v for k, v in saved.items() if not k.endswith(waits)}
+    for name in sorted(own.keys() | found.keys()):
+        here, there = (tuple(x[name].shape) if name in x else "nothing" for x in (own, found))
+        if here != there:
+            raise RuntimeError(
+                f"natgrad: layer {layer.view.name!r} does not fit the checkpoint: {name} is "
+                f"{there} there and {here} here (another model, or another kind of damping)"
+            )

@@ -1,0 +1,261 @@
+"""The exact Fisher matrix of all layers together, of the current batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from natgrad import linalg
+from natgrad.curvature.base import Solved
+from natgrad.curvature.layer import Accumulated
+from natgrad.damping import Constant, Damping, EigenvalueDamping, on_eigenvalues
+from natgrad.flops import EIGH, Rows
+from natgrad.layers import LayerView
+from natgrad.linalg import Eigen
+from natgrad.sample import Sample
+
+__all__ = ["LIMIT_BYTES", "Joint"]
+
+LIMIT_BYTES = 2**31  #: per-example gradients of all layers, 2 GiB
+
+
+class Joint:
+    """``U = (F + damping I)^-1 M`` with ``F [P, P]`` over all covered parameters (MATH 0.2).
+
+    ``F = J^T J / n`` with ``J [R, P]`` the gradients of ``n`` examples, ``R`` of them in all with
+    the columns of the exact Fisher or the draws of the sampled one. Nothing is averaged over
+    batches. With ``P <= R`` the matrix is written out, else the Woodbury identity is used (V:A9),
+    or, where the damping would drown in rounding, the singular vectors of ``J``: components of the
+    gradient outside of the range of ``F`` that are no more than its rounding are then dropped
+    instead of divided by the damping, and without damping it is the pseudo-inverse.
+
+    Args:
+        damping: a number or a damping object, added to the eigenvalues of ``F``.
+        scaled_by_batch: whether the samples are of the user's own loss, a mean over examples.
+        scaled_by_loss: whether the samples are of the user's own loss at all.
+    """
+
+    def __init__(
+        self, *, damping: float | Damping, scaled_by_batch: bool, scaled_by_loss: bool
+    ) -> None:
+        found = on_eigenvalues(damping)
+        plain = isinstance(found, (int, float))
+        self.damping = Constant(cast(float, found)) if plain else cast(EigenvalueDamping, found)
+        self.scaled_by_batch, self.scaled_by_loss = scaled_by_batch, scaled_by_loss
+        self.views: Sequence[LayerView] = ()
+        self.rows: dict[int, Rows] = {}  # of the last batch, by layer
+        self.J: Tensor | None = None
+        self.examples = 0
+        self._waiting: dict[int, dict[int, Tensor]] = {}  # pass, layer: [c, n, D]
+        self._loss = Accumulated()
+        self._factor: dict[int, float] = {}
+        self._eigen: Eigen | None = None
+
+    def choose(self, views: Sequence[LayerView]) -> None:
+        """The layers of these views; what was gathered of others is dropped."""
+        self.views, self.J, self._eigen = views, None, None
+        self.discard()
+
+    def _sizes(self) -> list[int]:
+        return [torch.Size(view.matrix_shape).numel() for view in self.views]
+
+    def observe(self, index: int, sample: Sample, number: int, refreshing: bool) -> None:
+        """Keep the layer's per-example gradients.
+
+        Raises:
+            ValueError: they would take more than 2 GiB in all.
+        """
+        rows = sample.examples * sample.g.shape[-4]
+        needed = rows * sum(self._sizes()) * sample.g.element_size()
+        if needed > LIMIT_BYTES:
+            raise ValueError(
+                f"natgrad: the exact natural gradient needs {needed / 2**30:.1f} GiB for {rows} "
+                f"gradients of {sum(self._sizes())} parameters, beyond 2 GiB: take smaller "
+                'batches, fisher="sampled", or natgrad.TEKFAC'
+            )
+        if self.scaled_by_batch and number not in self._factor:
+            self._factor[number] = self._loss.add(sample.examples)
+        self.rows[index] = Rows(sample.examples, sample.positions, sample.g.shape[-4])
+        J = torch.cat(list(sample.gradients()), dim=-3)  # [(q,) c, n, o, i]
+        if J.ndim == 5:
+            J = J.movedim(0, 2)
+        self._waiting.setdefault(number, {})[index] = J.flatten(2)
+
+    def waiting(self) -> Iterable[tuple[str, Tensor]]:
+        """The gradients that wait."""
+        for found in self._waiting.values():
+            for index, J in found.items():
+                yield self.views[index].name, J
+
+    def discard(self) -> None:
+        """Drop what waits."""
+        self._waiting.clear()
+        self._factor.clear()
+        self._loss.clear()
+
+    def commit(self, loss_scale: float, refreshing: bool) -> None:
+        """The gradients of this step take the place of the last ones."""
+        if not self._waiting:
+            return
+        factor = self._loss.factor() if self.scaled_by_batch else 1.0
+        factor = factor / loss_scale if self.scaled_by_loss else factor
+        passes = [
+            self._joined(found) * (factor * self._factor.get(number, 1.0))
+            for number, found in sorted(self._waiting.items())
+        ]
+        self.J = torch.cat([J.flatten(0, 1) for J in passes])
+        self.examples = sum(J.shape[1] for J in passes)
+        self.discard()
+
+    def _joined(self, found: Mapping[int, Tensor]) -> Tensor:
+        """All layers' gradients of one pass side by side; zero where a layer took no part."""
+        columns, n = max(tuple(J.shape[:2]) for J in found.values())
+        like = next(iter(found.values()))
+        parts = []
+        for index, size in enumerate(self._sizes()):
+            J = found[index] if index in found else like.new_zeros(columns, n, size)
+            if J.shape[:2] != (columns, n):
+                raise ValueError(
+                    f"natgrad: layer {self.views[index].name!r} saw {J.shape[1]} examples of a "
+                    f"batch of {n}: the exact natural gradient needs the gradient of each example"
+                )
+            parts.append(J)
+        return torch.cat(parts, dim=-1)
+
+    def refresh(self) -> None:
+        """Forget the last decomposition; the next solve makes its own.
+
+        Raises:
+            RuntimeError: no batch has been seen.
+        """
+        if self.J is None:
+            raise RuntimeError(
+                "natgrad has no statistics: between steps, call the model itself (not its parts) "
+                "in training mode with gradients enabled, and run backward() through its output"
+            )
+        self._eigen = None
+
+    def solve(self) -> list[Solved]:
+        """The natural gradient of all layers at once."""
+        gradients = [view.grad() for view in self.views]
+        if self.J is None or all(M is None for M in gradients):
+            return []
+        zeros = (self.J.new_zeros(view.matrix_shape) for view in self.views)
+        filled = [z if M is None else M for M, z in zip(gradients, zeros, strict=True)]
+        g = torch.cat([M.flatten() for M in filled]).to(self.J)
+        parts = torch.split(self._natural(g).to(self.J), self._sizes())
+        return [
+            Solved(view, M, part.reshape(view.matrix_shape))
+            for view, M, part in zip(self.views, gradients, parts, strict=True)
+            if M is not None
+        ]
+
+    def ridge(self) -> Tensor | float:
+        """The damping of the next solve."""
+        assert self.J is not None
+        return self.damping.ridge(self._trace(), self.J.shape[1])
+
+    def _trace(self) -> Tensor:
+        assert self.J is not None
+        return self.J.square().sum() / self.examples
+
+    def _natural(self, g: Tensor) -> Tensor:
+        assert self.J is not None
+        ridge = float(self.ridge())
+        R, P = self.J.shape
+        if P > R and ridge > torch.finfo(g.dtype).eps ** 0.5 * float(self._trace()):
+            U = self.J.mT / self.examples**0.5
+            return linalg.woodbury_solve(U, ridge, g.unsqueeze(-1)).squeeze(-1)
+        if self._eigen is None:
+            self._eigen = _eigen(self.J.double(), self.examples)
+        return _range_solve(self._eigen, g, ridge)
+
+    def flops(self) -> float:
+        """Of one decomposition and solve at the size of the last batch."""
+        if self.J is None:
+            return 0.0
+        R, P = self.J.shape
+        return 2 * R * P * min(R, P) + EIGH * min(R, P) ** 3
+
+    def figures(self) -> dict[str, float]:
+        """Damping, effective rank and extreme eigenvalues of the whole damped matrix."""
+        if self.J is None:
+            return {}
+        R, P = self.J.shape
+        K = (self.J @ self.J.mT if R <= P else self.J.mT @ self.J) / self.examples
+        ridge, largest = float(self.ridge()), float(linalg.largest_eigenvalue(K))
+        smallest = float(linalg.eigenvalues(K)[0]) if R >= P else 0.0
+        squared = float(K.square().sum())
+        return {
+            "model/damping": ridge,
+            "model/effective_rank": float(self._trace()) ** 2 / squared if squared else 0.0,
+            "model/eigenvalue_min": smallest + ridge,
+            "model/eigenvalue_max": largest + ridge,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last gradients, and those that wait."""
+        return {
+            "kind": "Joint",
+            "J": self.J,
+            "examples": self.examples,
+            "waiting": self._waiting,
+            "factor": self._factor,
+            "loss": self._loss.state(),
+        }
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise unless it is of an exact optimizer over as many parameters.
+
+        Raises:
+            RuntimeError: says what was found.
+        """
+        P = sum(self._sizes())
+        if state["kind"] != "Joint":
+            raise RuntimeError(
+                f"natgrad: the checkpoint holds the curvature of {state['kind']}, this is exact"
+            )
+        if state["J"] is not None and state["J"].shape[1] != P:
+            raise RuntimeError(
+                f"natgrad: the checkpoint has gradients of {state['J'].shape[1]} covered "
+                f"parameters, this model {P}"
+            )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with it, on the model's device."""
+        weight = next(iter(self.views[0].parameters().values()))
+        self.J = None if state["J"] is None else state["J"].to(weight.device)
+        self.examples, self._eigen = state["examples"], None
+        self._waiting = {
+            number: {index: J.to(weight.device) for index, J in found.items()}
+            for number, found in state["waiting"].items()
+        }
+        self._factor = dict(state["factor"])
+        self._loss.load(state["loss"])
+
+
+def _eigen(J: Tensor, examples: int) -> Eigen:
+    """Eigenvalues of ``J^T J / examples`` that can differ from zero, and their vectors."""
+    R, P = J.shape
+    if P <= R:
+        found, ok = linalg.eigh(J.mT @ J / examples)
+        if bool(ok):
+            return found
+    squared, V = linalg.right_singular(J)
+    return Eigen(squared / examples, V)
+
+
+def _range_solve(F: Eigen, g: Tensor, ridge: float) -> Tensor:
+    """``(F + ridge)^-1 g`` by range and null space of ``F``; the pseudo-inverse without ridge."""
+    assert F.vectors is not None
+    V, l, eps = F.vectors, F.values, torch.finfo(g.dtype).eps
+    g = g.double()
+    kept = l > eps * max(V.shape) * l.amax()
+    along = torch.where(kept, V.mT @ g, torch.zeros_like(l))
+    rest = g - V @ along
+    noise = rest.norm() <= 100 * eps * g.norm()
+    inside = V @ torch.where(kept, along / (l + ridge), torch.zeros_like(l))
+    return inside if ridge == 0 or bool(noise) else inside + rest / ridge

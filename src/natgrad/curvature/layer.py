@@ -1,0 +1,118 @@
+"""One covered layer: its view, its curvature block, and where the step stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natgrad.blocks import Block, Exact
+from natgrad.damping import on_eigenvalues
+from natgrad.flops import Rows
+from natgrad.layers import LayerView
+from natgrad.sample import Sample, statistics_dtype
+
+__all__ = ["Accumulated", "Layer", "key_of", "new_block"]
+
+
+@dataclass
+class Accumulated:
+    """Examples behind the gradient of a mean loss, which one step may gather in several backwards.
+
+    The loss is taken for the mean over the examples of all backward passes of a step; several
+    forward passes within one backward are parts of the same examples.
+    """
+
+    unit: int = 0  #: examples of the first pass; samples are scaled as if all were like it
+    backwards: list[list[int]] = field(default_factory=list)  #: [task, examples, passes]
+
+    def add(self, examples: int) -> float:
+        """Count a pass; returns what its gradients are to be multiplied by."""
+        task = torch._C._current_graph_task_id()
+        self.unit = self.unit or examples
+        if self.backwards and self.backwards[-1][0] == task:
+            self.backwards[-1][1] += examples
+            self.backwards[-1][2] += 1
+        else:
+            self.backwards.append([task, examples, 1])
+        return self.unit / examples
+
+    def factor(self) -> float:
+        """What makes gradients scaled by ``unit`` those of one example's loss."""
+        total = sum(examples / passes for _, examples, passes in self.backwards)
+        return total / self.unit if self.unit else 1.0
+
+    def clear(self) -> None:
+        """A new step begins."""
+        self.unit = 0
+        self.backwards.clear()
+
+    def state(self) -> list[list[int]]:
+        """Plain values."""
+        return [[self.unit, 0, 0], *([-1, n, passes] for _, n, passes in self.backwards)]
+
+    def load(self, state: list[list[int]]) -> None:
+        """The inverse."""
+        self.unit, self.backwards = state[0][0], [list(entry) for entry in state[1:]]
+
+
+@dataclass
+class Layer:
+    """One covered layer."""
+
+    view: LayerView
+    block: Block
+    failures: int = 0  #: failed decompositions in a row
+    rows: Rows | None = None  #: of the last batch seen
+    scale: float = 1.0  #: of the natural gradient, where the damping says so
+    natural: bool = False  #: whether ``.grad`` is the natural gradient already (fused)
+    plain: Tensor | None = None  #: the plain gradient of a fused layer
+    held: list[Sample] = field(default_factory=list)  #: to measure the scale in the next basis
+    loss: Accumulated = field(default_factory=Accumulated)
+
+    def discard(self) -> None:
+        """Drop what waits for a step."""
+        self.natural, self.plain = False, None
+        self.held.clear()
+        self.loss.clear()
+        for moment in self.block.moments():
+            moment.discard()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next steps depend on, besides the block, which is a module."""
+        return {
+            "failures": self.failures,
+            "scale": float(self.scale),
+            "held": [sample.state() for sample in self.held],
+            "loss": self.loss.state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse, on the block's device and in its dtype."""
+        self.failures = state["failures"]
+        self.scale = state["scale"]
+        self.held = [
+            Sample.from_state(entry).to(self.block.dtype, self.block.ready.device)
+            for entry in state["held"]
+        ]
+        self.loss.load(state["loss"])
+
+
+def key_of(view: LayerView) -> str:
+    """A name for the layer and the parameters of it that are trained; a valid module name."""
+    return f"{view.name}({','.join(view.slots())})".replace(".", "/")
+
+
+def new_block(block: type[Block], view: LayerView, **kwargs: Any) -> Block:
+    """The block of a layer; norm layers get their exact one whatever was asked for."""
+    weight = next(iter(view.parameters().values()))
+    if view.exact:
+        block = Exact
+        kwargs["damping"] = on_eigenvalues(kwargs["damping"])
+    return block(
+        view.shape, groups=view.groups, diagonal_input=view.diagonal_input,
+        dtype=statistics_dtype(weight.dtype), device=weight.device, **kwargs,
+    )  # fmt: skip

@@ -1,0 +1,44 @@
+"""Module hooks that stay behind when their module is copied, pickled or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["Hook", "nothing"]
+
+
+class Hook:
+    """What natgrad registers on modules.
+
+    A deep copy of a model (a moving average of its weights, a target network) or a pickled one
+    must not carry the optimizer along: the copy's hooks do nothing. Under ``torch.compile`` the
+    hook is called outside of the compiled graph, which is split there.
+
+    Args:
+        call: what the hook does.
+    """
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the hook does."""
+        return self.call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return nothing
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _left_behind, ()
+
+
+def nothing(*args: Any, **kwargs: Any) -> None:
+    """What is left of a hook in a copy."""
+
+
+def _left_behind() -> Callable[..., None]:
+    return nothing

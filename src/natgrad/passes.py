@@ -1,0 +1,123 @@
+"""One forward pass as the tap saw it, and the samples that backward passes make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from natgrad.layers import LayerView
+from natgrad.sample import InputRows, OneHot, Sample, concatenated, statistics_dtype
+
+__all__ = ["Arranged", "Pass", "Use", "as_it_is", "batch_first", "sample_of", "send_back"]
+
+Arranged: TypeAlias = Callable[[Tensor], Tensor]
+Rows = TypeVar("Rows", Tensor, OneHot, InputRows)
+
+
+@dataclass
+class Use:
+    """One call of one layer within a forward pass."""
+
+    view: LayerView
+    h: Tensor  #: the input, arranged
+    shape: torch.Size  #: of the output
+    edge: GradientEdge | None  #: place in the graph; None where the output is the logits
+    arranged: Arranged  #: puts the batch first, and picks the layer's part of the output
+    grads: list[Tensor] = field(default_factory=list)
+
+    def reached(self, grad: Tensor) -> None:
+        """A gradient with respect to the output has arrived."""
+        self.grads.append(self.arranged(grad.detach().reshape(self.shape)))
+
+
+@dataclass
+class Pass:
+    """One forward pass of the model: the uses of each layer, by index of its view."""
+
+    number: int
+    uses: dict[int, list[Use]] = field(default_factory=dict)
+    done: bool = False
+
+    def mark_logits(self, f: Tensor) -> None:
+        """Let uses whose output is the logits forget the graph.
+
+        The logits' node holds the pass through its hook; the pass must not hold the node in turn,
+        or activations would stay until the garbage collector comes by.
+        """
+        node = get_gradient_edge(f).node if f.requires_grad else None
+        for uses in self.uses.values():
+            for use in uses:
+                if use.edge is not None and (use.edge.node, use.edge.output_nr) == (
+                    node,
+                    f.output_nr,
+                ):
+                    use.edge = None
+
+
+def send_back(root: GradientEdge, column: Tensor, uses: list[Use]) -> None:
+    """One backward pass from the logits to the layers' outputs; the graph is kept."""
+    inner = []
+    for use in uses:
+        if use.edge is None:
+            use.reached(column)  # this layer's output is the logits
+        else:
+            inner.append(use)
+    if not inner:
+        return
+    edges = [use.edge for use in inner if use.edge is not None]
+    found = torch.autograd.grad([root], edges, [column], retain_graph=True, allow_unused=True)
+    for use, grad in zip(inner, found, strict=True):
+        if grad is not None:
+            use.reached(grad)
+
+
+def sample_of(uses: list[Use], examples: int | None) -> Sample:
+    """Pair the rows of all uses; several uses are further positions of the same examples.
+
+    Args:
+        uses: of one layer in one pass, all reached.
+        examples: of the batch, where the logits are known.
+    """
+    inputs = [_by_example(use.view.input_rows(use.h), examples) for use in uses]
+    columns = [torch.stack([use.view.output_rows(x) for x in use.grads], -4) for use in uses]
+    outputs = [_by_example(rows, examples) for rows in columns]
+    if len({rows.shape[-3] for rows in inputs}) > 1:
+        inputs, outputs = _as_one(inputs), _as_one(outputs)
+    weight = next(iter(uses[0].view.parameters().values()))
+    dtype = statistics_dtype(weight.dtype)
+    return Sample(concatenated(inputs), torch.cat(outputs, dim=-2)).to(dtype)
+
+
+def as_it_is(z: Tensor) -> Tensor:
+    """``z``."""
+    return z
+
+
+def batch_first(z: Tensor) -> Tensor:
+    """``[t, n, k]`` as ``[n, t, k]``."""
+    return z.transpose(0, 1) if z.ndim == 3 else z
+
+
+def _by_example(rows: Rows, examples: int | None) -> Rows:
+    """Rows of a layer that saw ``[n t, ...]`` back by example, as ``[n, t, k]``.
+
+    A count that is no multiple of ``examples`` has no batch dimension: it is one example.
+    """
+    count, positions = rows.shape[-3:-1]
+    if examples is None or count == examples:
+        return rows
+    n = examples if count % examples == 0 else 1
+    t = count * positions // n
+    if isinstance(rows, OneHot):
+        return OneHot(rows.indices.reshape(n, t), rows.size)
+    return rows.reshape(*rows.shape[:-3], n, t, rows.shape[-1])
+
+
+def _as_one(uses: list[Rows]) -> list[Rows]:
+    """All rows of all uses as positions of one example: their batches differ."""
+    return [_by_example(rows, 1) for rows in uses]
