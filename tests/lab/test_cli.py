@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import natgrad
-from natgrad.lab import cli
+from natgrad.lab import carrying, cli
 
 TINY = ("compare", "digits-mlp", "--optimizers", "sgd,kfac", "--seeds", "2", "--epochs", "1")
 
@@ -19,7 +19,7 @@ TINY = ("compare", "digits-mlp", "--optimizers", "sgd,kfac", "--seeds", "2", "--
 @pytest.fixture
 def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most tests are not about the page, which takes seconds to draw."""
-    monkeypatch.setattr(cli, "_report", lambda folder: None)
+    monkeypatch.setattr(carrying, "print_report", lambda folder: None)
 
 
 def natgrad_command(*words: str | Path) -> Result:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from natgrad.lab import cli
+from natgrad.lab import carrying, cli
 from natgrad.lab.comparison import Plan, compare
 from natgrad.lab.folder import Results
 from natgrad.lab.recipe import load
@@ -76,7 +76,7 @@ def test_interrupted_and_killed_then_resumed(
     process.communicate(timeout=PATIENCE_S)
     assert json.loads((out / "manifest.json").read_text())["status"] == "running"
 
-    monkeypatch.setattr(cli, "_report", lambda folder: None)
+    monkeypatch.setattr(carrying, "print_report", lambda folder: None)
     words = [*COMMAND[3:], epochs, "--out", str(out), "--resume"]
     assert CliRunner().invoke(cli.app, words).exit_code == 0
     whole = Results(tmp_path / "whole")

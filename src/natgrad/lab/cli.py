@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import natgrad
-from natgrad.lab import provenance
-from natgrad.lab.comparison import Plan, compare
+from natgrad.lab.carrying import carry_through, print_report
+from natgrad.lab.comparison import Plan
 from natgrad.lab.errors import INTERRUPTED, LabError, UsageError, unknown
-from natgrad.lab.folder import Results, open_results
-from natgrad.lab.manifest import check_unchanged, plan_of, written
-from natgrad.lab.optimizers import BUILDERS, Task, build, parse
-from natgrad.lab.progress import progress_for
+from natgrad.lab.optimizers import BUILDERS, parse
 from natgrad.lab.recipe import Recipe, load, names
-from natgrad.lab.running import Interruption
 from natgrad.lab.training import Budget
 
 app = typer.Typer(
@@ -52,6 +45,9 @@ Data: TypeAlias = Annotated[
     typer.Option(help="Folder of local data sets, DIR/mnist/train.parquet; or NATGRAD_DATA."),
 ]
 Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
+Events: TypeAlias = Annotated[
+    Path | None, typer.Option("--tensorboard", help="Write live figures for TensorBoard there.")
+]
 
 
 def _version(asked: bool) -> None:
@@ -102,6 +98,7 @@ def run(
     out: Out = None,
     data: Data = None,
     resume: Resume = False,
+    tensorboard: Events = None,
 ) -> None:
     """Train one optimizer from one seed."""
     with _failures():
@@ -112,7 +109,7 @@ def run(
         budget = _budget(experiment, epochs, seconds)
         plan = Plan(experiment, (name,), (seed or 0,), budget, {name: settings})
         given = _any_given(optimizer, seed, epochs, seconds, schedule, set_)
-        _carry_out(plan, out, data, resume, "run", as_before=not given)
+        carry_through(plan, out, data, resume, "run", not given, tensorboard)
 
 
 @app.command("compare")
@@ -131,6 +128,7 @@ def compare_optimizers(
     out: Out = None,
     data: Data = None,
     resume: Resume = False,
+    tensorboard: Events = None,
     no_tune: Annotated[
         bool, typer.Option("--no-tune", help="Take the recipe's settings instead of tuning.")
     ] = False,
@@ -148,7 +146,7 @@ def compare_optimizers(
             {name: experiment.settings.get(name, {}) for name in chosen} if no_tune else {},
         )
         given = _any_given(optimizers, seeds, epochs, seconds, schedule) or no_tune
-        _carry_out(plan, out, data, resume, "compare", as_before=not given)
+        carry_through(plan, out, data, resume, "compare", not given, tensorboard)
 
 
 @app.command()
@@ -163,7 +161,7 @@ def report(
     from natgrad.lab.report import publish as write_page
 
     with _failures():
-        _report(folder)
+        print_report(folder)
         if publish is not None:
             typer.echo(f"published: {write_page(folder, publish)}")
 
@@ -214,78 +212,6 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise UsageError(f'--epochs takes numbers, comma-separated; got "{text}"') from None
-
-
-def _carry_out(
-    plan: Plan,
-    out: Path | None,
-    data: Path | None,
-    resume: bool,
-    verb: str,
-    as_before: bool,
-) -> None:
-    """Do what a plan says, or go on with it, and report.
-
-    Args:
-        plan: what to do.
-        out: the results folder.
-        data: folder of local data sets.
-        resume: whether ``out`` holds a beginning.
-        verb: the command, to tell how to go on.
-        as_before: take the plan of the folder, because none was spelled out.
-    """
-    if resume and out is None:
-        raise UsageError("--resume needs --out, the folder to go on with")
-    folder = out or Path("runs") / f"{plan.recipe.name}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
-    _check(plan)
-    if resume:
-        results = open_results(folder, resume=True)
-        recorded = plan_of(results.manifest())
-        if recorded.recipe.name != plan.recipe.name:
-            raise UsageError(f"{folder} holds {recorded.recipe.name}, not {plan.recipe.name}")
-        plan = recorded if as_before else plan
-    if plan.recipe.threads is not None:
-        torch.set_num_threads(plan.recipe.threads)
-    splits = plan.recipe.data.load(data)
-    if resume:
-        check_unchanged(results.manifest(), plan, splits)
-        results.update_manifest(status="running", finished=None)
-    else:
-        results = open_results(folder, resume=False)
-        results.update_manifest(**written(plan, splits))
-    status = "interrupted"
-    try:
-        with Interruption() as stop, progress_for(Console(), plan.total()) as watch:
-            status = compare(plan, splits, results, watch, stop)
-    finally:
-        results.update_manifest(status=status, finished=provenance.now())
-    if status == "interrupted":
-        _tell_how_to_resume(results, verb, plan.recipe.name, data)
-        raise typer.Exit(INTERRUPTED)
-    _report(folder)
-
-
-def _check(plan: Plan) -> None:
-    """Refuse what the plan's optimizers will not take, before anything is written."""
-    for name in plan.tuned():
-        plan.recipe.grid(name)
-    for name, settings in plan.settings.items():
-        build(name, Task(plan.recipe.network(), plan.recipe.likelihood), settings)
-
-
-def _report(folder: Path) -> None:
-    from natgrad.lab.report import summarize, write_report
-
-    table = summarize(folder).table()
-    page = write_report(folder)
-    Console().print(table)
-    typer.echo(f"\nreport: {page}")
-
-
-def _tell_how_to_resume(results: Results, verb: str, recipe: str, data: Path | None) -> None:
-    words = ["natgrad", verb, recipe, "--out", str(results.path), "--resume"]
-    words += ["--data", str(data)] if data else []
-    typer.echo(f"stopped; everything done is saved. Go on with:\n  {shlex.join(words)}", err=True)
 
 
 def _any_given(*options: object) -> bool:

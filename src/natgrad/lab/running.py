@@ -15,7 +15,7 @@ from natgrad.lab.folder import RunFolder
 from natgrad.lab.optimizers import complete
 from natgrad.lab.training import Run, Training, finite
 
-__all__ = ["Interruption", "Silent", "Status", "Watch", "carry_out", "is_over"]
+__all__ = ["Interruption", "Silent", "Status", "Together", "Watch", "carry_out", "is_over"]
 
 CHECKPOINT_EVERY_S = 2.0
 Status: TypeAlias = Literal["running", "finished", "diverged", "interrupted"]
@@ -64,6 +64,43 @@ class Silent:
 
     def say(self, message: str) -> None:
         """Nothing."""
+
+
+class Together:
+    """Several watches as one."""
+
+    def __init__(self, *watches: Watch) -> None:
+        self.watches = watches
+
+    def begin(self, training: Training) -> None:
+        """A run begins, or goes on."""
+        for watch in self.watches:
+            watch.begin(training)
+
+    def advance(self, training: Training, loss: float) -> None:
+        """A step was made."""
+        for watch in self.watches:
+            watch.advance(training, loss)
+
+    def evaluated(self, training: Training, row: Row) -> None:
+        """The curve got a point."""
+        for watch in self.watches:
+            watch.evaluated(training, row)
+
+    def end(self, training: Training, status: Status) -> None:
+        """The run is over, or interrupted."""
+        for watch in self.watches:
+            watch.end(training, status)
+
+    def skip(self, run: Run) -> None:
+        """A run was over before."""
+        for watch in self.watches:
+            watch.skip(run)
+
+    def say(self, message: str) -> None:
+        """Something the user should read."""
+        for watch in self.watches:
+            watch.say(message)
 
 
 class Interruption:

@@ -1,0 +1,90 @@
+"""The optimizers an experiment can name, each built from a model and a few settings.
+
+A new one is a function in one of the files here: its keyword arguments, with their defaults, are
+what ``--set`` takes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import torch
+
+from natgrad.lab.errors import UsageError, unknown
+from natgrad.lab.optimizers.first_order import Joint, adam, adamw, muon, sgd
+from natgrad.lab.optimizers.natural import ekfac, exactngd, kfac, tekfac, tkfac
+from natgrad.lab.optimizers.task import Setting, Settings, Task
+
+__all__ = ["BUILDERS", "Joint", "Setting", "Settings", "Task", "build", "complete", "parse"]
+
+Builder: TypeAlias = Callable[..., torch.optim.Optimizer]
+BUILDERS: dict[str, Builder] = {
+    builder.__name__: builder
+    for builder in (sgd, adam, adamw, muon, kfac, ekfac, tkfac, tekfac, exactngd)
+}
+
+
+def build(name: str, task: Task, settings: Settings) -> torch.optim.Optimizer:
+    """The optimizer of that name for a model.
+
+    Raises:
+        UsageError: no such optimizer or setting, or a value that it refuses.
+    """
+    try:
+        return _builder(name)(task, **complete(name, settings))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{name}: {error}") from error
+
+
+def complete(name: str, settings: Settings) -> dict[str, Setting]:
+    """All settings of an optimizer: those given, and its defaults for the rest.
+
+    Raises:
+        UsageError: no such optimizer or setting.
+    """
+    defaults = _defaults(name)
+    for key in settings:
+        if key not in defaults:
+            raise unknown(f"setting of {name}", key, list(defaults))
+    return {**defaults, **settings}
+
+
+def parse(name: str, assignments: Iterable[str]) -> dict[str, Setting]:
+    """Settings from ``key=value`` strings, each read as the type of its default.
+
+    >>> parse("kfac", ["lr=0.03", "stats_every=2"])
+    {'lr': 0.03, 'stats_every': 2}
+
+    Raises:
+        UsageError: not ``key=value``, no such setting, or a value of another type.
+    """
+    defaults, settings = _defaults(name), {}
+    for assignment in assignments:
+        key, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals or not text:
+            raise UsageError(f'--set takes key=value, got "{assignment}"')
+        if key not in defaults:
+            raise unknown(f"setting of {name}", key, list(defaults))
+        kind = type(defaults[key])
+        try:
+            settings[key] = kind(text)
+        except ValueError:
+            raise UsageError(f'{name}: {key} takes {_described(kind)}, got "{text}"') from None
+    return settings
+
+
+def _described(kind: type) -> str:
+    return {int: "a whole number", float: "a number"}.get(kind, kind.__name__)
+
+
+def _builder(name: str) -> Builder:
+    if name not in BUILDERS:
+        raise unknown("optimizer", name, list(BUILDERS))
+    return BUILDERS[name]
+
+
+def _defaults(name: str) -> dict[str, Setting]:
+    parameters = inspect.signature(_builder(name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
