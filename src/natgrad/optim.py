@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from math import nan
 from typing import Any, ClassVar, overload
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from natgrad import blocks
+from natgrad.arguments import check_range
 from natgrad.checkpoints import check_momentum
 from natgrad.curvature import Joint
 from natgrad.damping import Damping
 from natgrad.loss_scale import scale_of, unscale_
 from natgrad.preconditioner import Preconditioner
+from natgrad.quadratic import StepModel
 from natgrad.report import Report
 
 __all__ = ["EKFAC", "KFAC", "TEKFAC", "TKFAC", "ExactNGD", "NaturalGradient"]
@@ -37,6 +40,9 @@ class NaturalGradient(torch.optim.Optimizer):
         damping: a number, or an object from :mod:`natgrad.damping`.
         groups: ``[dict(params=..., lr=..., weight_decay=...)]`` as torch's parameter groups; all
             other parameters form the default group.
+        reduction_every: every so many steps with a closure, evaluate it once more after the step
+            (a forward and a backward pass, and a product with each block) to compare the loss's
+            change with the quadratic model's; ``stats()["reduction_ratio"]``. None never does.
         kwargs: everything else :class:`natgrad.Preconditioner` takes: likelihood, fisher,
             stats_every, refresh_every, decay, reduction, kl_clip, max_norm, shared, strict, fused,
             logits, seed, nonfinite.
@@ -58,8 +64,14 @@ class NaturalGradient(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         damping: float | Damping = 1e-3,
         groups: Sequence[dict[str, Any]] | None = None,
+        reduction_every: int | None = None,
         **kwargs: Any,
     ) -> None:
+        check_range(
+            "reduction_every", reduction_every, reduction_every is None or reduction_every >= 1,
+            "at least 1 or None",
+        )  # fmt: skip
+        self.reduction_every, self.reduction_ratio = reduction_every, nan
         defaults = {
             "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
         }  # fmt: skip
@@ -67,7 +79,8 @@ class NaturalGradient(torch.optim.Optimizer):
         self.preconditioner = Preconditioner(model, type(self).block, damping=damping, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "preconditioner": self.preconditioner}
+        own = ("preconditioner", "reduction_every", "reduction_ratio")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with settings of their own, of a layer added to the model, say.
@@ -104,10 +117,40 @@ class NaturalGradient(torch.optim.Optimizer):
                 loss = closure()
         loss_scale = scale_of(self)
         unscale_(self)
-        if self.preconditioner.step(lr=self._rate_of(), loss_scale=loss_scale):
-            for group in self.param_groups:
-                self._update(group)
+        measures = closure is not None and self._measures()
+        self.preconditioner.keeps_solved = measures
+        if not self.preconditioner.step(lr=self._rate_of(), loss_scale=loss_scale):
+            return loss
+        model = self._model() if measures else None
+        for group in self.param_groups:
+            self._update(group)
+        if closure is not None and loss is not None and model is not None:
+            self.reduction_ratio = model.ratio(_value(loss), self._again(closure))
         return loss
+
+    def _measures(self) -> bool:
+        every = self.reduction_every
+        return every is not None and self.preconditioner.steps % every == 0
+
+    def _model(self) -> StepModel:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        pre = self.preconditioner
+        return StepModel(pre.curvature, pre.solved, parameters)
+
+    def _again(self, closure: Callable[[], float]) -> float:
+        """The loss after the step; statistics and gradients stay as they are."""
+        tap = self.preconditioner.tap
+        grads = [(p, p.grad) for group in self.param_groups for p in group["params"]]
+        active, tap.active = tap.active, False
+        try:
+            for p, _ in grads:
+                p.grad = None
+            with torch.enable_grad():
+                return _value(closure())
+        finally:
+            tap.active = active
+            for p, grad in grads:
+                p.grad = grad
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, and with them the statistics that wait for a step."""
@@ -168,8 +211,12 @@ class NaturalGradient(torch.optim.Optimizer):
         return self.preconditioner.report()
 
     def stats(self) -> dict[str, float]:
-        """Live figures by name, cheap enough for every step (:meth:`Preconditioner.stats`)."""
-        return self.preconditioner.stats()
+        """Live figures by name, cheap enough for every step (:meth:`Preconditioner.stats`).
+
+        ``reduction_ratio`` beside them: the loss's change in the last step measured, over the
+        change of the quadratic model; NaN before (``reduction_every=``).
+        """
+        return {**self.preconditioner.stats(), "reduction_ratio": self.reduction_ratio}
 
 
 class KFAC(NaturalGradient):
@@ -233,6 +280,10 @@ class ExactNGD(NaturalGradient):
         **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(model, lr, momentum, fisher=fisher, **kwargs)
+
+
+def _value(loss: Any) -> float:
+    return float(loss.detach() if isinstance(loss, Tensor) else loss)
 
 
 def _parameter_groups(

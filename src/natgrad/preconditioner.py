@@ -67,7 +67,8 @@ class Preconditioner:
         fused: let each layer's backward pass put the natural gradient into ``.grad`` straight from
             the rows, except on steps that change what is solved with. Cheaper where a batch has
             fewer rows than the layer is wide; gradient clipping and accumulation then see natural
-            gradients, and every backward pass through the model must be one of the loss.
+            gradients, and every backward pass through the model must be one of the loss. Without
+            effect in several processes, whose gradients must be averaged first.
         logits: which entry of the model's output is the logits: an index, a key or attribute name,
             or a function of the output. Needed only where the output holds several tensors and
             none is named ``logits``.
@@ -114,8 +115,11 @@ class Preconditioner:
         self.stats_every, self.refresh_every = stats_every, refresh_every
         self.kl_clip, self.max_norm = kl_clip, max_norm
         self.steps = self.skipped = self.skipped_in_a_row = 0
+        self.keeps_solved = False  #: whether the last step's gradients stay in :attr:`solved`
+        self.solved: list[Solved] = []
         self._twice_kl: Tensor | None = None
         self._clip: Tensor | None = None
+        self._remarked = False
         scaled = {
             "scaled_by_loss": likelihood is None,
             "scaled_by_batch": likelihood is None and reduction == "mean",
@@ -147,29 +151,32 @@ class Preconditioner:
     def _read(self) -> list[LayerView]:
         """Views of what is trained now."""
         self._parameters = list(self.model.parameters())
-        self._trained = [p.requires_grad for p in self._parameters]
+        self._trained = [(id(p), p.requires_grad) for p in self._parameters]
         self.uncovered: list[Uncovered]
         self.views, self.uncovered = views_of(self.model)
         self.curvature.choose(self.views)
         return self.views
 
     def _changed(self) -> bool:
-        """Whether parameters were frozen, unfrozen, added or taken away since the last reading."""
-        return [p.requires_grad for p in self.model.parameters()] != self._trained
+        """Whether parameters were frozen, unfrozen, added or replaced since the last reading."""
+        return [(id(p), p.requires_grad) for p in self.model.parameters()] != self._trained
 
     def _before(self) -> None:
-        """A forward pass that counts begins."""
+        """A forward pass in training begins."""
         if self._changed():
-            views = self._read()
-            check_coverage(views, self.uncovered, self.strict, some=False)
-            if self._fused is not None:
-                self._fused.watch(views)
-            self.tap.watch(views)
+            self._read_again()
         elif any(True for _ in self.curvature.waiting()) and self._no_gradients():
             self.discard()  # of a backward whose gradients were dropped without a step
 
+    def _read_again(self) -> None:
+        views = self._read()
+        check_coverage(views, self.uncovered, self.strict, some=False)
+        if self._fused is not None:
+            self._fused.watch(views)
+        self.tap.watch(views)
+
     def _no_gradients(self) -> bool:
-        return all(p.grad is None for p in self._parameters)
+        return not any(p.grad is not None and bool(p.grad.any()) for p in self._parameters)
 
     def _observe(self, index: int, sample: Sample) -> None:
         refreshing = self.steps % self.refresh_every == 0
@@ -186,6 +193,8 @@ class Preconditioner:
 
     def _fuses(self, index: int) -> bool:
         assert isinstance(self.curvature, Blockwise)
+        if distributed.world_size() > 1:  # gradients are averaged before they are preconditioned
+            return False
         changes = self.curvature.solves_changed_at(index, self.stats_every, self.refresh_every)
         return bool(changes) and self.steps % changes != 0 and self.steps % self.refresh_every != 0
 
@@ -210,9 +219,16 @@ class Preconditioner:
 
         Raises:
             RuntimeError: no statistics have ever been seen, or a decomposition failed three times
-                in a row.
+                in a row, or the exact natural gradient is wanted in several processes.
             FloatingPointError: not finite, with ``nonfinite="raise"``.
         """
+        if isinstance(self.curvature, Joint) and distributed.world_size() > 1:
+            raise RuntimeError(
+                "natgrad: the exact natural gradient needs the gradients of all examples in one "
+                "process, this is one of several; train in one, or take natgrad.TEKFAC"
+            )
+        if changed := self._changed():
+            self._read_again()
         if not self._finite():
             self._skip()
             return False
@@ -221,12 +237,36 @@ class Preconditioner:
             self.curvature.commit(loss_scale, refreshing)
         if refreshing:
             self.curvature.refresh()
-        self._write(self.curvature.solve(), lr)
+            if not changed:
+                self._remark_unheard()
+        solved = self.curvature.solve()
+        self.solved = solved if self.keeps_solved else []
+        self._write(solved, lr)
         self.steps += 1
         self.skipped_in_a_row = 0
         self.tap.draws.keep()
         self.tap.active = self.steps % self.stats_every == 0
         return True
+
+    def _remark_unheard(self) -> None:
+        """Warn once of layers whose gradient came some way that the tap does not hear."""
+        if self._remarked or self.steps % self.stats_every != 0:
+            return
+        unheard = [
+            repr(layer.view.name)
+            for layer in self.layers
+            if not layer.block.observed() and (M := layer.view.grad()) is not None and bool(M.any())
+        ]
+        if unheard:
+            self._remarked = True
+            warnings.warn(
+                f"natgrad: {', '.join(unheard)}: a gradient but no statistics, so it stays plain. "
+                "Layers are heard where they are called as modules within a forward of the model "
+                "that the optimizer was made from (a part that torch.compile has run before: make "
+                "the optimizer first, or call torch.compiler.reset())",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def _write(self, solved: list[Solved], lr: Rate) -> None:
         """Bound the step, and put it into ``.grad``."""
@@ -297,7 +337,7 @@ class Preconditioner:
         """
         check_parameters(state["parameters"], self.model)
         if self._changed():
-            self._before()
+            self._read_again()
         self.curvature.check(state["curvature"])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -57,6 +57,9 @@ class Curvature(Protocol):
     def solve(self) -> list[Solved]:
         """The natural gradient of every layer that has one."""
 
+    def quadratic(self, directions: Sequence[tuple[LayerView, Tensor]]) -> Tensor:
+        """``<delta, F delta>`` without damping, for a direction of every layer."""
+
     def figures(self) -> dict[str, float]:
         """Live figures by name."""
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from natgrad import distributed
@@ -13,7 +14,7 @@ from natgrad.blocks import Block
 from natgrad.blocks.base import Shared
 from natgrad.curvature.base import Solved
 from natgrad.curvature.layer import Layer, key_of, new_block
-from natgrad.damping import Damping, Given, LayerCurvature, NetworkDamping
+from natgrad.damping import Damping, LayerCurvature, NetworkDamping
 from natgrad.decompose import decompose_each, described
 from natgrad.flops import Rows
 from natgrad.layers import LayerView
@@ -95,11 +96,13 @@ class Blockwise:
         return sum(sample.nbytes for layer in self.layers for sample in layer.held)
 
     def waiting(self) -> Iterable[tuple[str, Tensor]]:
-        """Pending moments."""
+        """Pending moments, and a bound on what samples held for the next basis will add."""
         for layer in self.layers:
             for moment in layer.block.moments():
                 if moment.pending is not None:
                     yield layer.view.name, moment.pending
+            for sample in layer.held:
+                yield layer.view.name, _squares(sample)
 
     def discard(self) -> None:
         """Drop what waits, of all layers ever seen."""
@@ -160,8 +163,15 @@ class Blockwise:
             LayerCurvature(layer.block.trace(), layer.block.dim, layer.view.kind)
             for layer in self.layers
         ]
-        for layer, given in zip(self.layers, self.damping.across(facts) or (), strict=False):
-            layer.block.damping, layer.scale = Given(given.ridge), float(given.scale)
+        found = self.damping.across(facts)
+        given = [None] * len(facts) if found is None else list(found)
+        if len(given) != len(facts):
+            raise ValueError(
+                f"natgrad: {type(self.damping).__name__}.across gave {len(given)} dampings for "
+                f"{len(facts)} layers; it must give one for each, or None"
+            )
+        for layer, damping in zip(self.layers, given, strict=True):
+            layer.give(damping)
 
     # gradients ----------------------------------------------------------------------------------
 
@@ -189,6 +199,16 @@ class Blockwise:
         for layer in self.layers:
             layer.natural, layer.plain = False, None
         return solved
+
+    def quadratic(self, directions: Sequence[tuple[LayerView, Tensor]]) -> Tensor:
+        """``sum_l <delta_l, F_l delta_l>``, one product with each block."""
+        blocks = {id(layer.view): layer.block for layer in self.layers}
+        terms = []
+        for view, delta in directions:
+            block = blocks[id(view)]
+            delta = delta.to(block.dtype)
+            terms.append((delta * block.product(delta)).sum())
+        return torch.stack([term.to(terms[0]) for term in terms]).sum()
 
     def figures(self) -> dict[str, float]:
         """Damping, effective rank and extreme eigenvalues of each layer's damped block."""
@@ -250,6 +270,12 @@ def _commit(moments: list[Moment]) -> None:
     distributed.sum_pending(moments)
     for moment in moments:
         moment.commit()
+
+
+def _squares(sample: Sample) -> Tensor:
+    """No less than the squares of per-example gradients, in any basis, add up to."""
+    lengths = sample.input_norms().sqrt() * sample.output_norms().sqrt()
+    return lengths.sum(-1).square().sum()
 
 
 def _solved(layer: Layer) -> Solved | None:

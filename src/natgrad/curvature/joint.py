@@ -10,12 +10,12 @@ from torch import Tensor
 
 from natgrad import linalg
 from natgrad.curvature.base import Solved
-from natgrad.curvature.layer import Accumulated
+from natgrad.curvature.layer import Accumulated, key_of
 from natgrad.damping import Constant, Damping, EigenvalueDamping, on_eigenvalues
 from natgrad.flops import EIGH, Rows
 from natgrad.layers import LayerView
 from natgrad.linalg import Eigen
-from natgrad.sample import Sample
+from natgrad.sample import Sample, statistics_dtype
 
 __all__ = ["LIMIT_BYTES", "Joint"]
 
@@ -27,7 +27,7 @@ class Joint:
 
     ``F = J^T J / n`` with ``J [R, P]`` the gradients of ``n`` examples, ``R`` of them in all with
     the columns of the exact Fisher or the draws of the sampled one. Nothing is averaged over
-    batches. With ``P <= R`` the matrix is written out, else the Woodbury identity is used (V:A9),
+    batches, and everything is solved in float64. With ``P <= R`` the matrix is written out, else the Woodbury identity is used (V:A9),
     or, where the damping would drown in rounding, the singular vectors of ``J``: components of the
     gradient outside of the range of ``F`` that are no more than its rounding are then dropped
     instead of divided by the damping, and without damping it is the pseudo-inverse.
@@ -47,20 +47,28 @@ class Joint:
         self.scaled_by_batch, self.scaled_by_loss = scaled_by_batch, scaled_by_loss
         self.views: Sequence[LayerView] = ()
         self.rows: dict[int, Rows] = {}  # of the last batch, by layer
-        self.J: Tensor | None = None
+        self.J: Tensor | None = None  # of the layers trained now that have gradients
         self.examples = 0
-        self._waiting: dict[int, dict[int, Tensor]] = {}  # pass, layer: [c, n, D]
+        self._parts: dict[str, Tensor] = {}  # columns of J by layer, of all layers of that batch
+        self._waiting: dict[int, dict[str, Tensor]] = {}  # pass, layer: [c, n, D]
         self._loss = Accumulated()
         self._factor: dict[int, float] = {}
         self._eigen: Eigen | None = None
 
     def choose(self, views: Sequence[LayerView]) -> None:
-        """The layers of these views; what was gathered of others is dropped."""
-        self.views, self.J, self._eigen = views, None, None
-        self.discard()
+        """The layers of these views; one without gradients yet stays plain until it has some."""
+        self.views, self.rows = views, {}
+        self._assemble()
 
     def _sizes(self) -> list[int]:
         return [torch.Size(view.matrix_shape).numel() for view in self.views]
+
+    def _known(self) -> list[LayerView]:
+        return [view for view in self.views if key_of(view) in self._parts]
+
+    def _assemble(self) -> None:
+        parts = [self._parts[key_of(view)] for view in self._known()]
+        self.J, self._eigen = torch.cat(parts, dim=-1) if parts else None, None
 
     def observe(self, index: int, sample: Sample, number: int, refreshing: bool) -> None:
         """Keep the layer's per-example gradients.
@@ -82,13 +90,14 @@ class Joint:
         J = torch.cat(list(sample.gradients()), dim=-3)  # [(q,) c, n, o, i]
         if J.ndim == 5:
             J = J.movedim(0, 2)
-        self._waiting.setdefault(number, {})[index] = J.flatten(2)
+        self._waiting.setdefault(number, {})[key_of(self.views[index])] = J.flatten(2)
 
     def waiting(self) -> Iterable[tuple[str, Tensor]]:
         """The gradients that wait."""
-        for found in self._waiting.values():
-            for index, J in found.items():
-                yield self.views[index].name, J
+        for view in self.views:
+            for found in self._waiting.values():
+                if key_of(view) in found:
+                    yield view.name, found[key_of(view)]
 
     def discard(self) -> None:
         """Drop what waits."""
@@ -108,6 +117,8 @@ class Joint:
         ]
         self.J = torch.cat([J.flatten(0, 1) for J in passes])
         self.examples = sum(J.shape[1] for J in passes)
+        keys = [key_of(view) for view in self.views]
+        self._parts = dict(zip(keys, torch.split(self.J, self._sizes(), dim=-1), strict=True))
         self.discard()
 
     def _joined(self, found: Mapping[int, Tensor]) -> Tensor:
@@ -115,11 +126,11 @@ class Joint:
         columns, n = max(tuple(J.shape[:2]) for J in found.values())
         like = next(iter(found.values()))
         parts = []
-        for index, size in enumerate(self._sizes()):
-            J = found[index] if index in found else like.new_zeros(columns, n, size)
+        for view, size in zip(self.views, self._sizes(), strict=True):
+            J = found.get(key_of(view), like.new_zeros(columns, n, size))
             if J.shape[:2] != (columns, n):
                 raise ValueError(
-                    f"natgrad: layer {self.views[index].name!r} saw {J.shape[1]} examples of a "
+                    f"natgrad: layer {view.name!r} saw {J.shape[1]} examples of a "
                     f"batch of {n}: the exact natural gradient needs the gradient of each example"
                 )
             parts.append(J)
@@ -140,16 +151,17 @@ class Joint:
 
     def solve(self) -> list[Solved]:
         """The natural gradient of all layers at once."""
-        gradients = [view.grad() for view in self.views]
+        views = self._known()
+        gradients = [view.grad() for view in views]
         if self.J is None or all(M is None for M in gradients):
             return []
-        zeros = (self.J.new_zeros(view.matrix_shape) for view in self.views)
+        zeros = (self.J.new_zeros(view.matrix_shape) for view in views)
         filled = [z if M is None else M for M, z in zip(gradients, zeros, strict=True)]
         g = torch.cat([M.flatten() for M in filled]).to(self.J)
-        parts = torch.split(self._natural(g).to(self.J), self._sizes())
+        parts = torch.split(self._natural(g).to(self.J), [M.numel() for M in filled])
         return [
             Solved(view, M, part.reshape(view.matrix_shape))
-            for view, M, part in zip(self.views, gradients, parts, strict=True)
+            for view, M, part in zip(views, gradients, parts, strict=True)
             if M is not None
         ]
 
@@ -164,14 +176,23 @@ class Joint:
 
     def _natural(self, g: Tensor) -> Tensor:
         assert self.J is not None
-        ridge = float(self.ridge())
-        R, P = self.J.shape
-        if P > R and ridge > torch.finfo(g.dtype).eps ** 0.5 * float(self._trace()):
-            U = self.J.mT / self.examples**0.5
-            return linalg.woodbury_solve(U, ridge, g.unsqueeze(-1)).squeeze(-1)
+        ridge, J = float(self.ridge()), self.J.double()
+        R, P = J.shape
+        heard = max(torch.finfo(J.dtype).eps ** 0.5, 100 * torch.finfo(g.dtype).eps)
+        if P > R and ridge > heard * float(self._trace()):
+            U = J.mT / self.examples**0.5
+            return linalg.woodbury_solve(U, ridge, g.double().unsqueeze(-1)).squeeze(-1)
         if self._eigen is None:
-            self._eigen = _eigen(self.J.double(), self.examples)
+            self._eigen = _eigen(J, self.examples, exact=g.dtype == torch.float64)
         return _range_solve(self._eigen, g, ridge)
+
+    def quadratic(self, directions: Sequence[tuple[LayerView, Tensor]]) -> Tensor:
+        """``|J delta|^2 / n``."""
+        assert self.J is not None
+        given = {id(view): delta.flatten() for view, delta in directions}
+        sizes = zip(self.views, self._sizes(), strict=True)
+        parts = [given.get(id(view), self.J.new_zeros(size)).to(self.J) for view, size in sizes]
+        return (self.J @ torch.cat(parts)).square().sum() / self.examples
 
     def flops(self) -> float:
         """Of one decomposition and solve at the size of the last batch."""
@@ -197,65 +218,85 @@ class Joint:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The last gradients, and those that wait."""
+        """The last gradients, and those that wait, by layer."""
         return {
             "kind": "Joint",
-            "J": self.J,
+            "J": {key: part.clone() for key, part in self._parts.items()},
             "examples": self.examples,
-            "waiting": self._waiting,
-            "factor": self._factor,
+            "waiting": [
+                (dict(found), self._factor.get(number, 1.0))
+                for number, found in sorted(self._waiting.items())
+            ],
             "loss": self._loss.state(),
         }
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Raise unless it is of an exact optimizer over as many parameters.
+        """Raise unless it is of an exact optimizer, with gradients of the layers' sizes.
 
         Raises:
-            RuntimeError: says what was found.
+            RuntimeError: says what was found; names the layer.
         """
-        P = sum(self._sizes())
         if state["kind"] != "Joint":
             raise RuntimeError(
                 f"natgrad: the checkpoint holds the curvature of {state['kind']}, this is exact"
             )
-        if state["J"] is not None and state["J"].shape[1] != P:
-            raise RuntimeError(
-                f"natgrad: the checkpoint has gradients of {state['J'].shape[1]} covered "
-                f"parameters, this model {P}"
-            )
+        for view, size in zip(self.views, self._sizes(), strict=True):
+            for part in (state["J"], *(found for found, _ in state["waiting"])):
+                found = part[key_of(view)].shape[-1] if key_of(view) in part else size
+                if found != size:
+                    raise RuntimeError(
+                        f"natgrad: layer {view.name!r} does not fit the checkpoint: it has "
+                        f"{found} parameters there and {size} here"
+                    )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with it, on the model's device."""
+        """Go on with it, on the model's device and in its dtype."""
+        self.discard()
         weight = next(iter(self.views[0].parameters().values()))
-        self.J = None if state["J"] is None else state["J"].to(weight.device)
-        self.examples, self._eigen = state["examples"], None
-        self._waiting = {
-            number: {index: J.to(weight.device) for index, J in found.items()}
-            for number, found in state["waiting"].items()
-        }
-        self._factor = dict(state["factor"])
+        like = torch.empty(0, dtype=statistics_dtype(weight.dtype), device=weight.device)
+        self._parts = {key: part.to(like) for key, part in state["J"].items()}
+        self.examples = state["examples"]
+        self._assemble()
+        before = -len(state["waiting"])  # passes to come are numbered from 1
+        for number, (found, factor) in enumerate(state["waiting"], before):
+            self._waiting[number] = {key: J.to(like) for key, J in found.items()}
+            self._factor[number] = factor
         self._loss.load(state["loss"])
 
 
-def _eigen(J: Tensor, examples: int) -> Eigen:
-    """Eigenvalues of ``J^T J / examples`` that can differ from zero, and their vectors."""
+def _eigen(J: Tensor, examples: int, exact: bool) -> Eigen:
+    """Eigenvalues of ``J^T J / examples`` that can differ from zero, and their vectors.
+
+    The Gram matrix squares the condition, which float64 affords where gradients are of lower
+    precision; else (``exact``) the singular vectors of ``J`` are taken.
+    """
     R, P = J.shape
     if P <= R:
         found, ok = linalg.eigh(J.mT @ J / examples)
         if bool(ok):
             return found
-    squared, V = linalg.right_singular(J)
-    return Eigen(squared / examples, V)
+    if exact:
+        squared, V = linalg.right_singular(J)
+        return Eigen(squared / examples, V)
+    K, _ = linalg.eigh(J @ J.mT)
+    assert K.vectors is not None
+    tiny = torch.finfo(J.dtype).tiny
+    return Eigen(K.values / examples, J.mT @ (K.vectors * K.values.clamp_min(tiny).rsqrt()))
 
 
 def _range_solve(F: Eigen, g: Tensor, ridge: float) -> Tensor:
-    """``(F + ridge)^-1 g`` by range and null space of ``F``; the pseudo-inverse without ridge."""
+    """``(F + ridge)^-1 g`` by range and null space of ``F``; the pseudo-inverse without ridge.
+
+    Where ``F`` is too small to be told from rounding, so must be ``g`` for its component to count.
+    """
     assert F.vectors is not None
     V, l, eps = F.vectors, F.values, torch.finfo(g.dtype).eps
     g = g.double()
+    noise = 100 * eps * g.norm()
+    along = V.mT @ g
     kept = l > eps * max(V.shape) * l.amax()
-    along = torch.where(kept, V.mT @ g, torch.zeros_like(l))
-    rest = g - V @ along
-    noise = rest.norm() <= 100 * eps * g.norm()
+    outside = g - V @ along
+    if ridge > 0:
+        kept = kept | (along.abs() > noise)
     inside = V @ torch.where(kept, along / (l + ridge), torch.zeros_like(l))
-    return inside if ridge == 0 or bool(noise) else inside + rest / ridge
+    return inside if ridge == 0 or bool(outside.norm() <= noise) else inside + outside / ridge

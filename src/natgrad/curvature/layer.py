@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from natgrad.blocks import Block, Exact
-from natgrad.damping import on_eigenvalues
+from natgrad.damping import Damping, Given, LayerDamping, on_eigenvalues
 from natgrad.flops import Rows
 from natgrad.layers import LayerView
 from natgrad.sample import Sample, statistics_dtype
@@ -73,6 +73,14 @@ class Layer:
     held: list[Sample] = field(default_factory=list)  #: to measure the scale in the next basis
     loss: Accumulated = field(default_factory=Accumulated)
 
+    def __post_init__(self) -> None:
+        self._own: Damping = self.block.damping
+
+    def give(self, damping: LayerDamping | None) -> None:
+        """Take a damping that was decided over all layers; None goes back to the block's own."""
+        self.block.damping = self._own if damping is None else Given(damping.ridge)
+        self.scale = 1.0 if damping is None else float(damping.scale)
+
     def discard(self) -> None:
         """Drop what waits for a step."""
         self.natural, self.plain = False, None
@@ -83,22 +91,30 @@ class Layer:
 
     def state_dict(self) -> dict[str, Any]:
         """What the next steps depend on, besides the block, which is a module."""
+        damping = self.block.damping
         return {
             "failures": self.failures,
-            "scale": float(self.scale),
+            "scale": self.scale,
+            "ridge": damping.value if isinstance(damping, Given) else None,
             "held": [sample.state() for sample in self.held],
             "loss": self.loss.state(),
+            "natural": self.natural,
+            "plain": self.plain,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse, on the block's device and in its dtype."""
-        self.failures = state["failures"]
-        self.scale = state["scale"]
+        self.failures, ridge = state["failures"], state["ridge"]
+        if isinstance(ridge, Tensor):
+            ridge = ridge.to(self.block.ready.device, self.block.dtype)
+        self.give(None if ridge is None else LayerDamping(ridge, state["scale"]))
         self.held = [
             Sample.from_state(entry).to(self.block.dtype, self.block.ready.device)
             for entry in state["held"]
         ]
         self.loss.load(state["loss"])
+        self.natural, plain = state["natural"], state["plain"]
+        self.plain = None if plain is None else plain.to(self.block.ready.device, self.block.dtype)
 
 
 def key_of(view: LayerView) -> str:
