@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointFunction
 
-__all__ = ["Heard", "listen", "unlisten", "whole"]
+__all__ = ["Heard", "listen", "reentrant", "unlisten", "whole"]
 
 Heard: TypeAlias = Callable[[Tensor, Tensor, Tensor], None]  #: told input, weight and output
 
@@ -48,3 +50,11 @@ def whole(output: Tensor) -> Tensor:
     if base is None or not base.requires_grad or base.numel() != output.numel():
         return output
     return base if base.is_contiguous() and output.is_contiguous() else output
+
+
+def reentrant() -> bool:
+    """Whether the caller is being recomputed by a reentrant activation checkpoint."""
+    frame, code = inspect.currentframe(), CheckpointFunction.backward.__code__
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None

@@ -224,11 +224,13 @@ class TraceRestricted:
         ]
 
     def _scaled(self, ridge: Tensor, beta: Tensor) -> LayerDamping:
+        if self.fc_scale == "as_damping":
+            return LayerDamping(beta)
+        # dead convolutions without a floor give no beta to go by
+        factor = torch.where(beta > torch.finfo(beta.dtype).tiny, beta, torch.ones_like(beta))
         if self.fc_scale == "paper":
-            return LayerDamping(ridge, 1 / beta)
-        if self.fc_scale == "theta":  # (beta F + l)^-1 = (F + l / beta)^-1 / beta
-            return LayerDamping(ridge / beta, 1 / beta)
-        return LayerDamping(beta)
+            return LayerDamping(ridge, 1 / factor)
+        return LayerDamping(ridge / factor, 1 / factor)  # (b F + l)^-1 = (F + l / b)^-1 / b
 
 
 @dataclass

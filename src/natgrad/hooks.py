@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 __all__ = ["Hook", "nothing"]
+
+WHY = "natgrad listens to layers between graphs: compile the model without fullgraph=True"
+_said = "reason" in inspect.signature(torch.compiler.disable).parameters  # by newer versions
+_reason: dict[str, Any] = {"reason": WHY} if _said else {}
 
 
 class Hook:
@@ -24,7 +29,7 @@ class Hook:
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(**_reason)  # type: ignore[no-untyped-call, untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the hook does."""
         return self.call(*args, **kwargs)

@@ -206,6 +206,10 @@ class NaturalGradient(torch.optim.Optimizer):
                 stacklevel=2,
             )
 
+    def remove(self) -> None:
+        """Take natgrad's hooks off the model; this optimizer can't be used any more."""
+        self.preconditioner.remove()
+
     def report(self) -> Report:
         """Every parameter: how it is handled, block sizes, memory, share of the work, and why."""
         return self.preconditioner.report()

@@ -377,6 +377,12 @@ class Preconditioner:
             **self.curvature.figures(),
         }
 
+    def remove(self) -> None:
+        """Take natgrad's hooks off the model; nothing is preconditioned any more."""
+        self.tap.remove()
+        if self._fused is not None:
+            self._fused.watch([])
+
     def report(self) -> Report:
         """Every parameter: how it is handled, block sizes, memory, share of the work, and why."""
         return report_on(

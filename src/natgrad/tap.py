@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from natgrad.calls import Heard, listen, unlisten, whole
+from natgrad.calls import Heard, listen, reentrant, unlisten, whole
 from natgrad.draws import Draws
 from natgrad.hooks import Hook
 from natgrad.layers import LayerView
@@ -51,7 +51,8 @@ class Tap:
         logits: which entry of the model's output is the logits (:func:`natgrad.logits.logits_of`).
         reduction: how the user's loss is reduced over examples, for the empirical Fisher.
         seed: seed of the tap's own generator.
-        before: called before each forward pass that is listened to; may call :meth:`watch`.
+        before: called before each forward pass in training, whether it is listened to or not; may
+            call :meth:`watch`.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Tap:
         self._alone: list[tuple[Pass, Tensor]] | None = None
         self._heard: list[Heard] = []
         self._silent: set[int] = set()  # layers that ran without gradients in a pass with them
+        self._loud: set[int] = set()  # layers that ran with gradients in that pass
         self._handles: list[RemovableHandle] = []
         self.watch(views)
 
@@ -86,12 +88,12 @@ class Tap:
         """Listen to these layers from now on, and to no others."""
         self.remove()
         self.views = views
-        self._silent.clear()
+        self._forget()
         self._handles = list(self._attach())
 
     def __getstate__(self) -> dict[str, Any]:
-        fresh: dict[str, Any] = {"_pass": None, "_heard": [], "_silent": set(), "_handles": []}
-        return {**self.__dict__, **fresh}
+        fresh: dict[str, Any] = {"_pass": None, "_heard": [], "_handles": []}
+        return {**self.__dict__, **fresh, "_silent": set(), "_loud": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -117,30 +119,38 @@ class Tap:
         """Take all hooks off the model."""
         for handle in self._handles:
             handle.remove()
+        self._handles = []
 
     # forward ------------------------------------------------------------------------------------
 
     def _begin(self, model: nn.Module, args: Any) -> None:
         self._pass = None
-        if not self._listens():
-            return
-        if self.before is not None and self._alone is None:
-            self.before()
+        if self._alone is None:
+            if not self._trains():
+                return
+            if self.before is not None:
+                self.before()
+            self._forget()
+            if not self.active:
+                return
         self.passes += 1
         self._pass = Pass(self.passes)
-        self._silent.clear()
 
-    def _listens(self) -> bool:
-        if self._alone is not None:
-            return True
+    def _forget(self) -> None:
+        """Which layers ran with and without gradients."""
+        self._silent.clear()
+        self._loud.clear()
+
+    def _trains(self) -> bool:
         trains = self.model.training and torch.is_grad_enabled()
-        return self.active and trains and not _in_backward()  # checkpointing runs forward again
+        return trains and not _in_backward()  # checkpointing runs forward again
 
     def _record(
         self, index: int, view: LayerView, module: nn.Module, args: Any, kwargs: Any, output: Tensor
     ) -> None:
         h = args[0] if args else next(iter(kwargs.values()))
-        if self._silent and index in self._silent and torch.is_grad_enabled() and _in_backward():
+        recomputed = index in self._silent and torch.is_grad_enabled() and _in_backward()
+        if recomputed and (index not in self._loud or reentrant()):
             raise self._reentrant(index)
         arranged = batch_first if view.sequence_first else as_it_is
         self._note(index, view, h, output, arranged, arranged)
@@ -176,6 +186,7 @@ class Tap:
             if not torch.is_grad_enabled():
                 self._silent.add(index)
             return
+        self._loud.add(index)
         place = whole(output)
         edge = None if self.likelihood is None else get_gradient_edge(place)
         use = Use(view, before(h.detach()), output.shape, edge, after)
@@ -206,10 +217,21 @@ class Tap:
         if all(other.grads for other in uses):
             del current.uses[index]
             self._deliver(current, index, uses, None)
+        elif sum(bool(other.grads) for other in uses) == 1:
+            over = partial(self._backward_over, current, index)
+            torch.autograd.Variable._execution_engine.queue_callback(over)
+
+    def _backward_over(self, current: Pass, index: int) -> None:
+        """Empirical Fisher: uses that the backward pass has not reached are not in its loss."""
+        uses = current.uses.pop(index, [])
+        reached = [use for use in uses if use.grads]
+        if reached:
+            current.uses[index] = [use for use in uses if not use.grads]
+            self._deliver(current, index, reached, None)
 
     def _score(self, current: Pass, f: Tensor, output_nr: int, version: int, grad: Tensor) -> None:
         """True Fisher: the user's gradient has reached the logits; run our backward passes."""
-        if current.done:
+        if current.done or not current.uses:
             return
         current.done = True  # before anything else: our own backward passes come by here too
         if f._version != version:

@@ -36,8 +36,8 @@ def test_state_round_trip_goes_on_bit_exactly(name: str) -> None:
     file.seek(0)
     state = torch.load(file, weights_only=True)
     fresh = task()
+    after = build(name, fresh, {})  # may rewrite the model
     fresh.model.load_state_dict(state["model"])
-    after = build(name, fresh, {})
     after.load_state_dict(state["optimizer"])
     steps(fresh, after, 7, 13)
     for p, q in zip(whole.model.parameters(), fresh.model.parameters(), strict=True):

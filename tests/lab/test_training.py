@@ -24,8 +24,10 @@ def test_weights_and_batches_do_not_depend_on_the_optimizer(
     tiny: Recipe, digits: Splits, optimizer: str
 ) -> None:
     mine, reference = start(tiny, digits, optimizer), start(tiny, digits)
-    for p, q in zip(mine.model.parameters(), reference.model.parameters(), strict=True):
-        assert torch.equal(p, q)
+    x = digits.train.inputs[:50]
+    if optimizer != "sgd_bn":  # which changes the network
+        torch.testing.assert_close(mine.model.eval()(x), reference.model(x))
+        mine.model.train()
     for _ in range(26):  # into the second epoch
         assert torch.equal(mine._batch()[0], reference._batch()[0])
         mine.step()
@@ -62,7 +64,7 @@ def test_every_optimizer_sees_the_penalised_gradient(tiny: Recipe, digits: Split
         torch.testing.assert_close(p.grad, gradient)
 
 
-def test_only_steps_are_on_the_clock(
+def test_only_steps_and_what_the_optimizer_prepares_are_on_the_clock(
     tiny: Recipe, digits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count()
@@ -72,7 +74,7 @@ def test_only_steps_are_on_the_clock(
     one.step()
     one.evaluate()
     one.step()
-    assert one.seconds == 2.0  # each step looks at the clock twice, nothing else does
+    assert one.seconds == 3.0  # making the optimizer and each step look at the clock twice
 
 
 def test_points_of_the_curve(tiny: Recipe, digits: Splits) -> None:
@@ -100,7 +102,8 @@ def test_a_row_holds_the_schema(tiny: Recipe, digits: Splits) -> None:
     figures = {f"{s}_{k}" for s in ("train", "validation", "test") for k in ("loss", "metric")}
     position = {"optimizer", "seed", "settings", "epoch", "update", "seconds"}
     assert set(row) == figures | position
-    assert (row["optimizer"], row["seed"], row["update"], row["seconds"]) == ("kfac", 3, 0, 0.0)
+    assert (row["optimizer"], row["seed"], row["update"]) == ("kfac", 3, 0)
+    assert 0 < row["seconds"] < 5
     assert row["settings"]["damping"] > 0
 
 

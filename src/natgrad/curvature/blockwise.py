@@ -96,13 +96,11 @@ class Blockwise:
         return sum(sample.nbytes for layer in self.layers for sample in layer.held)
 
     def waiting(self) -> Iterable[tuple[str, Tensor]]:
-        """Pending moments, and a bound on what samples held for the next basis will add."""
+        """Pending moments, whose norms bound what held samples will add to scales too."""
         for layer in self.layers:
             for moment in layer.block.moments():
                 if moment.pending is not None:
                     yield layer.view.name, moment.pending
-            for sample in layer.held:
-                yield layer.view.name, _squares(sample)
 
     def discard(self) -> None:
         """Drop what waits, of all layers ever seen."""
@@ -270,12 +268,6 @@ def _commit(moments: list[Moment]) -> None:
     distributed.sum_pending(moments)
     for moment in moments:
         moment.commit()
-
-
-def _squares(sample: Sample) -> Tensor:
-    """No less than the squares of per-example gradients, in any basis, add up to."""
-    lengths = sample.input_norms().sqrt() * sample.output_norms().sqrt()
-    return lengths.sum(-1).square().sum()
 
 
 def _solved(layer: Layer) -> Solved | None:

@@ -27,10 +27,11 @@ class Joint:
 
     ``F = J^T J / n`` with ``J [R, P]`` the gradients of ``n`` examples, ``R`` of them in all with
     the columns of the exact Fisher or the draws of the sampled one. Nothing is averaged over
-    batches, and everything is solved in float64. With ``P <= R`` the matrix is written out, else the Woodbury identity is used (V:A9),
-    or, where the damping would drown in rounding, the singular vectors of ``J``: components of the
-    gradient outside of the range of ``F`` that are no more than its rounding are then dropped
-    instead of divided by the damping, and without damping it is the pseudo-inverse.
+    batches, and everything is solved in float64. With ``P <= R`` the matrix is written out, else
+    the Woodbury identity is used (V:A9), or, where the damping would drown in rounding, the
+    singular vectors of ``J``: components of the gradient outside of the range of ``F`` that are no
+    more than its rounding are then dropped instead of divided by the damping, and without damping
+    it is the pseudo-inverse.
 
     Args:
         damping: a number or a damping object, added to the eigenvalues of ``F``.
@@ -121,7 +122,7 @@ class Joint:
         self._parts = dict(zip(keys, torch.split(self.J, self._sizes(), dim=-1), strict=True))
         self.discard()
 
-    def _joined(self, found: Mapping[int, Tensor]) -> Tensor:
+    def _joined(self, found: Mapping[str, Tensor]) -> Tensor:
         """All layers' gradients of one pass side by side; zero where a layer took no part."""
         columns, n = max(tuple(J.shape[:2]) for J in found.values())
         like = next(iter(found.values()))
@@ -190,8 +191,10 @@ class Joint:
         """``|J delta|^2 / n``."""
         assert self.J is not None
         given = {id(view): delta.flatten() for view, delta in directions}
-        sizes = zip(self.views, self._sizes(), strict=True)
-        parts = [given.get(id(view), self.J.new_zeros(size)).to(self.J) for view, size in sizes]
+        parts = [
+            given.get(id(view), self.J.new_zeros(torch.Size(view.matrix_shape).numel())).to(self.J)
+            for view in self._known()
+        ]
         return (self.J @ torch.cat(parts)).square().sum() / self.examples
 
     def flops(self) -> float:
@@ -275,13 +278,14 @@ def _eigen(J: Tensor, examples: int, exact: bool) -> Eigen:
         found, ok = linalg.eigh(J.mT @ J / examples)
         if bool(ok):
             return found
-    if exact:
+    K, ok = linalg.eigh(J @ J.mT)
+    if exact or not bool(ok):
         squared, V = linalg.right_singular(J)
         return Eigen(squared / examples, V)
-    K, _ = linalg.eigh(J @ J.mT)
     assert K.vectors is not None
-    tiny = torch.finfo(J.dtype).tiny
-    return Eigen(K.values / examples, J.mT @ (K.vectors * K.values.clamp_min(tiny).rsqrt()))
+    seen = K.values > torch.finfo(J.dtype).eps * R * K.values.amax()  # the rest has no direction
+    roots = torch.where(seen, K.values, torch.ones_like(K.values)).rsqrt() * seen
+    return Eigen(K.values / examples, J.mT @ (K.vectors * roots))
 
 
 def _range_solve(F: Eigen, g: Tensor, ridge: float) -> Tensor:

@@ -22,6 +22,7 @@ from natgrad.lab.metrics import Metric
 from natgrad.lab.optimizers import Settings, Task, build, complete
 from natgrad.lab.recipe import Recipe
 from natgrad.likelihood import Likelihood
+from natgrad.whiten import Whitened
 
 __all__ = ["Budget", "Run", "Training", "data_order", "evaluate"]
 
@@ -89,11 +90,16 @@ class Training:
         self.run, self.splits = run, splits
         torch.manual_seed(run.seed)
         self.model = run.recipe.network()
-        task = Task(self.model, run.recipe.likelihood, run.seed)
+        task = Task(
+            self.model, run.recipe.likelihood, run.seed, run.recipe.l2, splits.train.inputs
+        )
+        begin = time.perf_counter()  # statistics before the first step are on the clock
         self.optimizer = build(run.optimizer, task, run.settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.penalised = [p for p in self.model.parameters() if p.ndim > 1]
-        self.update, self.seconds = 0, 0.0
+        self.update, self.seconds = 0, time.perf_counter() - begin
+        whitened = {id(m.weight) for m in self.model.modules() if isinstance(m, Whitened)}
+        matrices = (p for p in self.model.parameters() if p.ndim > 1)
+        self.penalised = [p for p in matrices if id(p) not in whitened]  # theirs is on W, not V
         self.rows: list[dict[str, Any]] = []
         self.updates_per_epoch = math.ceil(len(splits.train) / run.recipe.batch_size)
         self._order: tuple[int, Tensor] | None = None

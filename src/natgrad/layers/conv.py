@@ -74,6 +74,11 @@ class ConvView(PatchView, Whitenable):
         conv = self.module
         return conv.out_channels // conv.groups, conv.in_channels // conv.groups
 
+    @property
+    def channel_dim(self) -> int:
+        """The one before those of space."""
+        return -1 - len(self.module.kernel_size)
+
     def features(self, h: Tensor) -> Tensor:
         """Pixels of ``h [n, C_in, *space]`` as ``[(q,) n t, C_in / q]``, before the padding."""
         pixels = channel_rows(batched(h, len(self.module.kernel_size)), self.module.groups)
@@ -91,7 +96,8 @@ class ConvView(PatchView, Whitenable):
 
     def compute(self, h: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution with this kernel, padded as the layer pads."""
-        return self.module._conv_forward(h, weight, bias)
+        z: Tensor = self.module._conv_forward(h, weight, bias)
+        return z
 
     def examples(self, h: Tensor) -> int:
         """Length of the batch; an input without one is one example."""

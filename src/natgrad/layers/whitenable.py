@@ -27,6 +27,11 @@ class Whitenable(AffineView):
     def channels(self) -> tuple[int, int]:
         """``(o, k)``: outputs and features, of one group."""
 
+    @property
+    def channel_dim(self) -> int:
+        """The dimension of outputs in what the layer returns, counted from the end."""
+        return -1
+
     @abstractmethod
     def features(self, h: Tensor) -> Tensor:
         """The layer's input as rows ``[(q,) r, k]``: no bias column, no zeros of the padding."""

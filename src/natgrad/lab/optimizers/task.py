@@ -23,4 +23,5 @@ class Task:
     model: nn.Module
     likelihood: Likelihood
     seed: int = 0
+    l2: float = 0.0  #: weight of the recipe's penalty, which is on the layers' own weights
     inputs: Tensor | None = None  #: training inputs, for what starts from statistics of them

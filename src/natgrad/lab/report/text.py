@@ -10,6 +10,7 @@ from typing import Any
 _NAMES = {
     "sgd": "SGD",
     "sgdm": "SGDM",
+    "sgd_bn": "SGD + BatchNorm",
     "adam": "Adam",
     "adamw": "AdamW",
     "rmsprop": "RMSprop",

@@ -1,0 +1,84 @@
+"""SGD in whitened coordinates, and BatchNorm beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from natgrad.lab.errors import UsageError
+from natgrad.lab.optimizers.task import Task
+from natgrad.whiten import PRONG, SNGD, PRONGPlus, Rule, Whitener, whiten
+
+__all__ = ["prong", "prongplus", "sgd_bn", "sngd"]
+
+
+class WhitenedSGD(torch.optim.SGD):
+    """SGD on a whitened model, with the schedule of refits in its state.
+
+    Args:
+        whitener: of the model.
+        lr: learning rate.
+        momentum: heavy-ball momentum, carried over refits.
+        l2: weight of the penalty on the layers' own weights ``W``, not on ``V``.
+    """
+
+    def __init__(self, whitener: Whitener, lr: float, momentum: float, l2: float) -> None:
+        super().__init__(whitener.model.parameters(), lr=lr, momentum=momentum)
+        self.whitener = whitener
+        whitener.attach(self, canonical_decay=l2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """SGD's and the whitener's."""
+        return {**super().state_dict(), "whitener": self.whitener.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse."""
+        state = dict(state_dict)
+        self.whitener.load_state_dict(state.pop("whitener"))
+        super().load_state_dict(state)
+
+
+def prong(
+    task: Task, *, lr: float = 0.01, momentum: float = 0.9, every: int = 100, eps: float = 1e-2,
+    samples: int = 1000, basis: str = "pca",
+) -> torch.optim.Optimizer:  # fmt: skip
+    """SGD in the coordinates of PRONG (Desjardins et al. 2015); ``basis=diagonal`` scales only."""
+    rule = PRONG(every=every, eps=eps, samples=samples, basis=basis)  # type: ignore[arg-type]
+    return _whitened(task, rule, lr, momentum)
+
+
+def prongplus(
+    task: Task, *, lr: float = 0.01, momentum: float = 0.9, every: int = 100, eps: float = 1e-2,
+    samples: int = 1000, reading: str = "diagonal",
+) -> torch.optim.Optimizer:  # fmt: skip
+    """SGD in the coordinates of PRONG+."""
+    rule = PRONGPlus(every=every, eps=eps, samples=samples, reading=reading)  # type: ignore[arg-type]
+    return _whitened(task, rule, lr, momentum)
+
+
+def sngd(
+    task: Task, *, lr: float = 0.01, momentum: float = 0.9, every: int = 1, eps: float = 1e-3,
+    compensate: int = 0,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """SGD in the coordinates of SNGD (Liu & Liu 2021); ``compensate=1`` keeps the function."""
+    rule = SNGD(every=every, eps=eps, compensate=bool(compensate), likelihood=task.likelihood)
+    return _whitened(task, rule, lr, momentum)
+
+
+def sgd_bn(task: Task, *, lr: float = 0.03, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """SGD with BatchNorm between every hidden linear layer and its activation."""
+    if not isinstance(task.model, nn.Sequential):
+        raise UsageError("sgd_bn needs a network that is a plain sequence of layers")
+    layers = list(task.model)
+    last = max(k for k, layer in enumerate(layers) if isinstance(layer, nn.Linear))
+    for k, layer in enumerate(layers[:last]):
+        if isinstance(layer, nn.Linear):
+            task.model[k] = nn.Sequential(layer, nn.BatchNorm1d(layer.out_features))
+    return torch.optim.SGD(task.model.parameters(), lr=lr, momentum=momentum)
+
+
+def _whitened(task: Task, rule: Rule, lr: float, momentum: float) -> torch.optim.Optimizer:
+    data = None if isinstance(rule, SNGD) else task.inputs
+    return WhitenedSGD(whiten(task.model, rule, data=data), lr, momentum, task.l2)

@@ -1,0 +1,265 @@
+"""The module that takes a layer's place while it is trained in whitened coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from natgrad.layers import Whitenable
+from natgrad.whiten.coordinates import Constants, canonical, whitened
+from natgrad.whiten.rows import rows_are_cheaper, through_rows
+
+__all__ = ["Change", "Whitened"]
+
+Heard: TypeAlias = Callable[["Whitened", Tensor, Tensor], None]  #: told layer, input and output
+
+HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks",
+    "_backward_pre_hooks", "_is_full_backward_hook",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """A layer's move to other constants, worked out in float64 and not made yet."""
+
+    layer: Whitened
+    old: Constants
+    new: Constants
+    weight: Tensor  #: what the parameters become, in their own shapes
+    bias: Tensor | None
+    rescaling: bool = False  #: of ``V`` alone, feature by feature, between two refits
+
+    @property
+    def finite(self) -> bool:
+        """Whether the move can be made."""
+        found = (self.weight, self.bias, self.new.P, self.new.c, self.new.Q)
+        return all(bool(x.isfinite().all()) for x in found if x is not None)
+
+
+class Whitened(nn.Module):
+    """``y = Q (V P (x - c) + d)`` in place of ``y = W x + b`` (MATH 5.1, 5.5).
+
+    Evaluated in weight space: ``W = Q V P`` and ``b = Q d - W c`` are worked out first, then the
+    layer's own function runs with them. The cost does not grow with the batch, padding is the
+    layer's own, and folding gives what was evaluated. A Linear layer that sees fewer rows than it
+    is wide is evaluated on the rows, which is the same function in fewer operations.
+
+    ``weight`` and ``bias`` are the very parameters of the layer, under their names, and hold ``V``
+    and ``d``; ``c``, ``P`` and ``Q`` are buffers. Without ``c`` the layer is not centred and
+    ``bias`` is ``b`` itself. The layer itself waits, without its parameters, to be put back; its
+    other attributes can be read here, and its hooks run here.
+
+    A rule with more to do than renewing constants now and then overrides :meth:`forward` (and calls
+    this one's), :meth:`in_use` where training and evaluation differ, :meth:`folding` where there is
+    more to fold.
+
+    Args:
+        view: how the layer is read.
+        start: constants to begin with; they must be those of the identity, ``V = W, d = b``.
+    """
+
+    triangular: bool = False  #: whether the rule makes lower triangular ``P``
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    P: Tensor
+    c: Tensor | None
+    Q: Tensor | None
+
+    added: ClassVar[tuple[str, ...]] = ()  #: parameters that the plain layer does not have
+
+    def __init__(self, view: Whitenable, start: Constants) -> None:
+        super().__init__()
+        self.heard: Heard | None = None  #: told of every call
+        self.followers: list[Callable[[Change], None]] = []  #: told of every change of constants
+        plain = view.module
+        self.training = plain.training
+        self.register_parameter("weight", plain._parameters["weight"])
+        self.register_parameter("bias", plain._parameters["bias"])
+        start = start.to(self.weight.dtype)
+        for name in ("P", "c", "Q"):
+            self.register_buffer(name, getattr(start, name))
+        for name in HOOKS:
+            vars(self)[name] = vars(plain)[name]
+        self.view = view  # last: from here on, what this module lacks is looked up in the layer
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The layer's own function with the weight and bias of :meth:`canonical`.
+
+        Linear layers that see fewer rows than they are wide compute on the rows instead.
+        """
+        at, o = self.in_use(), self.view.channels[0]
+        if self.view.kind == "dense" and rows_are_cheaper(at, o, input):
+            output = through_rows(at, input, self.weight, self.bias, self.triangular)
+        else:
+            output = self.view.compute(input, *self.canonical())
+        if self.heard is not None:
+            self.heard(self, input, output)
+        return output
+
+    def canonical(self) -> tuple[Tensor, Tensor | None]:
+        """The plain layer's weight and bias, differentiable in this one's."""
+        with _without_autocast(self.weight.device.type):
+            return self.tensors(*canonical(self.in_use(), *self.matrices(self.weight, self.bias)))
+
+    def in_use(self) -> Constants:
+        """The constants the layer computes with."""
+        return Constants(self.P, self.c, self.Q)
+
+    def exact(self) -> Constants:
+        """:meth:`in_use` in float64."""
+        return self.in_use().to(torch.float64)
+
+    def stepped(self) -> None:
+        """Told after each step of the optimizer: what follows batches begins anew."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether a call now belongs to training.
+
+        In training mode, with gradients, and not run again by activation checkpointing.
+        """
+        recomputing = torch._C._current_graph_task_id() != -1
+        return self.training and torch.is_grad_enabled() and not recomputing
+
+    @property
+    def centred(self) -> bool:
+        """Whether the bias is part of the new coordinates."""
+        return self.c is not None
+
+    @property
+    def folded(self) -> bool:
+        """Whether the plain layer has its parameters back."""
+        return self._parameters["weight"] is None
+
+    def matrices(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Tensors shaped like the parameters as ``[(q,) o, p, k]`` and ``[(q,) o]``."""
+        W = self.view.by_channel(weight)
+        return W, bias if bias is None else bias.reshape(W.shape[:-2])
+
+    def tensors(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The inverse of :meth:`matrices`."""
+        return self.view.from_channel(W), b if b is None else b.flatten()
+
+    def refit(self, new: Constants) -> None:
+        """Change the constants and keep the function: ``V = Q^-1 W P^-1``, ``d = Q^-1 (b + W c)``.
+
+        Worked out in float64: what remains is the rounding of the parameters to their own dtype.
+
+        Raises:
+            ValueError: the constants don't fit the layer, or are not finite.
+        """
+        change = self.planned(new)
+        if not change.finite:
+            raise ValueError(f"natgrad: {self.view.name}: constants or parameters are not finite")
+        self.accept(change)
+
+    @torch.no_grad()
+    def planned(self, new: Constants) -> Change:
+        """What :meth:`refit` would do; nothing is changed.
+
+        Raises:
+            ValueError: the constants don't fit the layer.
+        """
+        self._check(new)
+        old, new = self.exact(), new.to(torch.float64)
+        bias = None if self.bias is None else self.bias.double()
+        V, d = self.matrices(self.weight.double(), bias)
+        weight, bias = self.tensors(*whitened(new, *canonical(old, V, d)))
+        return Change(self, old, new, weight, bias)
+
+    def _check(self, new: Constants) -> None:
+        for name in ("P", "c", "Q"):
+            mine, other = getattr(self, name), getattr(new, name)
+            expected = None if mine is None else tuple(mine.shape)
+            found = None if other is None else tuple(other.shape)
+            if expected != found:
+                raise ValueError(
+                    f"natgrad: {self.view.name}: {name} must have shape {expected}, got {found}"
+                )
+        if self.triangular and bool(new.P.triu(1).any()):
+            raise ValueError(f"natgrad: {self.view.name}: P must be lower triangular")
+
+    @torch.no_grad()
+    def accept(self, change: Change) -> None:
+        """Make a planned change, in place, and tell the followers."""
+        self.weight.copy_(change.weight)
+        if self.bias is not None and change.bias is not None:
+            self.bias.copy_(change.bias)
+        self.use(change.new)
+        for follow in self.followers:
+            follow(change)
+
+    def use(self, new: Constants) -> None:
+        """Compute with these constants from here on."""
+        for name in ("P", "c", "Q"):
+            mine, other = getattr(self, name), getattr(new, name)
+            if mine is not None:
+                mine.copy_(other)
+
+    def identity(self) -> Constants:
+        """The constants with which this is the plain layer."""
+        c = None if self.c is None else torch.zeros_like(self.c)
+        P, Q = _unit(self.P), None if self.Q is None else _unit(self.Q)
+        return Constants(P, c, Q, P, Q)
+
+    def folding(self) -> Change:
+        """The move to the plain layer's coordinates, with the constants that evaluation uses."""
+        training, self.training = self.training, False
+        try:
+            return self.planned(self.identity())
+        finally:
+            self.training = training
+
+    def take(self) -> None:
+        """Take the parameters out of the plain layer, so that this module alone has them."""
+        for name in ("weight", "bias"):
+            self.view.module.register_parameter(name, None)
+
+    def restored(self) -> nn.Module:
+        """Give the parameters back to the plain layer, as they are, and return it."""
+        plain: nn.Module = self.view.module
+        for name in ("weight", "bias"):
+            plain.register_parameter(name, self._parameters[name])
+            self.register_parameter(name, None)
+        plain.training, plain._is_full_backward_hook = self.training, self._is_full_backward_hook
+        self.heard, self.followers = None, []
+        return plain
+
+    def extra_repr(self) -> str:
+        """Name and shape of the plain layer."""
+        o, k = self.view.channels
+        groups = "".join(f", groups={q}" for q in self.view.groups)
+        return f"{type(self.view.module).__name__}, {k} -> {o}{groups}, centred={self.centred}"
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "view" not in vars(self):  # half made, by copy or pickle
+                raise
+            return getattr(self.view.module, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy of the module is no part of the training run that listens to this one
+        return {**vars(self), "heard": None, "followers": []}
+
+
+def _unit(M: Tensor) -> Tensor:
+    """The identity, shaped like ``M``: ones if that is a diagonal."""
+    if 1 in M.shape[-2:]:
+        return torch.ones_like(M)
+    return torch.eye(M.shape[-1], dtype=M.dtype, device=M.device).expand_as(M)
+
+
+def _without_autocast(kind: str) -> AbstractContextManager[Any]:
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
