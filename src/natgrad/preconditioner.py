@@ -19,16 +19,15 @@ from natgrad.clip import Rate, divergence, kl_scale, length_scale
 from natgrad.curvature import Blockwise, Curvature, Joint, Layer, Solved
 from natgrad.damping import Damping, checked
 from natgrad.fused import FusedGradients
+from natgrad.guard import Guard, all_finite
 from natgrad.layers import LayerView, Uncovered, views_of
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey
 from natgrad.report import Report, report_on
-from natgrad.sample import Sample, statistics_dtype
+from natgrad.sample import Sample
 from natgrad.tap import Tap
 
 __all__ = ["Preconditioner"]
-
-SKIPS_UNREMARKED = 10  #: steps skipped in a row, before a warning
 
 
 class Preconditioner:
@@ -111,10 +110,10 @@ class Preconditioner:
         check_range("decay", decay, 0 <= decay <= 1, "in [0, 1]")
         check_range("kl_clip", kl_clip, kl_clip is None or kl_clip > 0, "positive or None")
         check_range("max_norm", max_norm, max_norm is None or max_norm > 0, "positive or None")
-        self.model, self.strict, self.nonfinite = model, strict, nonfinite
+        self.model, self.strict, self.guard = model, strict, Guard(nonfinite)
         self.stats_every, self.refresh_every = stats_every, refresh_every
         self.kl_clip, self.max_norm = kl_clip, max_norm
-        self.steps = self.skipped = self.skipped_in_a_row = 0
+        self.steps = 0
         self.keeps_solved = False  #: whether the last step's gradients stay in :attr:`solved`
         self.solved: list[Solved] = []
         self._twice_kl: Tensor | None = None
@@ -142,6 +141,11 @@ class Preconditioner:
         )  # fmt: skip
 
     # layers -------------------------------------------------------------------------------------
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were not taken because something was not finite."""
+        return self.guard.skipped
 
     @property
     def layers(self) -> list[Layer]:
@@ -230,7 +234,7 @@ class Preconditioner:
         if changed := self._changed():
             self._read_again()
         if not self._finite():
-            self._skip()
+            self.guard.skip(self._not_finite, self.discard)
             return False
         refreshing = self.steps % self.refresh_every == 0
         if self.steps % self.stats_every == 0:
@@ -243,7 +247,7 @@ class Preconditioner:
         self.solved = solved if self.keeps_solved else []
         self._write(solved, lr)
         self.steps += 1
-        self.skipped_in_a_row = 0
+        self.guard.passed()
         self.tap.draws.keep()
         self.tap.active = self.steps % self.stats_every == 0
         return True
@@ -280,30 +284,9 @@ class Preconditioner:
             view.set_grad(U if self._clip is None else U * self._clip)
 
     def _finite(self) -> bool:
-        """Whether every gradient and everything that waits is finite, in every process."""
-        tensors = [p.grad for p in self._parameters if p.grad is not None]
-        tensors += [waiting for _, waiting in self.curvature.waiting()]
-        if not tensors:
-            return distributed.everywhere(True)
-        # a norm is not finite if any entry is not; half precision would overflow in the sum
-        norms = torch._foreach_norm([x.to(statistics_dtype(x.dtype)) for x in tensors])
-        finite = bool(torch.isfinite(torch.stack([norm.to("cpu") for norm in norms])).all())
-        return distributed.everywhere(finite)
-
-    def _skip(self) -> None:
-        names = self._not_finite() if self.nonfinite == "raise" else ""
-        self.discard()
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        if self.nonfinite == "raise":
-            raise FloatingPointError(f"natgrad: step not taken, not finite: {names}")
-        if self.skipped_in_a_row == SKIPS_UNREMARKED:
-            warnings.warn(
-                f"natgrad: {SKIPS_UNREMARKED} steps in a row were skipped, because gradients or "
-                f"statistics were not finite; nonfinite='raise' names them",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+        """Whether every gradient and everything that waits is finite."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        return all_finite(gradients + [waiting for _, waiting in self.curvature.waiting()])
 
     def _not_finite(self) -> str:
         named = [(f"gradient of {n}", p.grad) for n, p in self.model.named_parameters()]
@@ -353,7 +336,7 @@ class Preconditioner:
         self.discard()
         self.curvature.load_state_dict(state["curvature"])
         self.tap.draws.load_state_dict(state["draws"])
-        self.steps, self.skipped = state["steps"], state["skipped"]
+        self.steps, self.guard.skipped = state["steps"], state["skipped"]
         self.tap.active = self.steps % self.stats_every == 0
 
     # figures ------------------------------------------------------------------------------------

@@ -67,7 +67,10 @@ class Blockwise:
 
     def _layer(self, view: LayerView) -> Layer:
         key = key_of(view)
-        if key not in self._known:
+        known = self._known.get(key)
+        if known is not None and _same(known.view, view):
+            known.view = view
+        else:
             layer = Layer(view, new_block(self.block, view, **self.settings))
             self._known[key] = layer
             self.blocks[key] = layer.block
@@ -262,6 +265,12 @@ class Blockwise:
         _check_block(layer, state["block"])
         layer.block.load_state_dict(state["block"])
         layer.load_state_dict(state)
+
+
+def _same(one: LayerView, other: LayerView) -> bool:
+    """Whether two views are of the same parameters; a layer may have been replaced by another."""
+    pairs = zip(one.parameters().values(), other.parameters().values(), strict=True)
+    return all(p is q for p, q in pairs)
 
 
 def _commit(moments: list[Moment]) -> None:

@@ -146,7 +146,9 @@ class Joint:
         if self.J is None:
             raise RuntimeError(
                 "natgrad has no statistics: between steps, call the model itself (not its parts) "
-                "in training mode with gradients enabled, and run backward() through its output"
+                "in training mode with gradients enabled, and run backward() through its output "
+                "(a model that torch.compile has run before its optimizer was made: make the "
+                "optimizer first, or call torch.compiler.reset())"
             )
         self._eigen = None
 
@@ -211,7 +213,8 @@ class Joint:
         R, P = self.J.shape
         K = (self.J @ self.J.mT if R <= P else self.J.mT @ self.J) / self.examples
         ridge, largest = float(self.ridge()), float(linalg.largest_eigenvalue(K))
-        smallest = float(linalg.eigenvalues(K)[0]) if R >= P else 0.0
+        known = R >= P and self._eigen is not None  # with fewer gradients than parameters it is 0
+        smallest = float(self._eigen.values.amin()) if known and self._eigen is not None else 0.0
         squared = float(K.square().sum())
         return {
             "model/damping": ridge,

@@ -1,0 +1,69 @@
+"""No step on what is not finite."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from natgrad import distributed
+from natgrad.sample import statistics_dtype
+
+__all__ = ["Guard", "all_finite"]
+
+SKIPS_UNREMARKED = 10  #: steps skipped in a row, before a warning
+
+
+class Guard:
+    """Counts the steps that were not taken, and says so when there are many.
+
+    Args:
+        nonfinite: ``"skip"`` lets the loop go on, ``"raise"`` does not.
+    """
+
+    def __init__(self, nonfinite: Literal["skip", "raise"]) -> None:
+        self.nonfinite = nonfinite
+        self.skipped = 0  #: in all
+        self.in_a_row = 0
+
+    def passed(self) -> None:
+        """A step was taken."""
+        self.in_a_row = 0
+
+    def skip(self, names: Callable[[], str], drop: Callable[[], None]) -> None:
+        """A step is not taken.
+
+        Args:
+            names: says what is not finite.
+            drop: drops it.
+
+        Raises:
+            FloatingPointError: with ``"raise"``, after dropping.
+        """
+        found = names() if self.nonfinite == "raise" else ""
+        drop()
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.nonfinite == "raise":
+            raise FloatingPointError(f"natgrad: step not taken, not finite: {found}")
+        if self.in_a_row == SKIPS_UNREMARKED:
+            warnings.warn(
+                f"natgrad: {SKIPS_UNREMARKED} steps in a row were skipped, because gradients or "
+                "statistics were not finite; nonfinite='raise' names them",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every tensor is finite, in every process."""
+    given = list(tensors)
+    if not given:
+        return distributed.everywhere(True)
+    # a norm is not finite if any entry is not; half precision would overflow in the sum
+    norms = torch._foreach_norm([x.to(statistics_dtype(x.dtype)) for x in given])
+    finite = bool(torch.isfinite(torch.stack([norm.to("cpu") for norm in norms])).all())
+    return distributed.everywhere(finite)
