@@ -42,9 +42,7 @@ def test_on_a_quadratic_loss_the_ratio_is_one_where_the_block_is_exact(Opt, mome
 
 def test_the_models_change_is_that_of_the_dense_fisher():
     net, x = mlp(4, 6, 3), normal(8, 4)
-    opt = natgrad.ExactNGD(
-        net, lr=0.3, likelihood=Categorical(), momentum=0.0, reduction_every=1
-    )
+    opt = natgrad.ExactNGD(net, lr=0.3, likelihood=Categorical(), momentum=0.0, reduction_every=1)
     dense = natgrad.fisher(net, x, Categorical(), structure="dense").dense()
     losses: list[float] = []
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from natgrad import Bernoulli, Categorical, Gaussian
 from natgrad.likelihood import Likelihood
-from natgrad.whiten import PRONG, PRONGPlus, fold, whiten, whitening_report
+from natgrad.whiten import PRONG, SNGD, PRONGPlus, fold, whiten, whitening_report
 from natgrad.whiten import spectra as spectra_module
 from natgrad.whiten.normalized import Normalized
 from tests.whiten.nets import CONVS, attached, convnet, mlp, normal, output, relative, train
@@ -24,6 +24,7 @@ RULES = {
     "diagonal": PRONG(eps=1e-3, basis="diagonal"),
     "gradients": PRONG(eps=1e-2, gradients=True, every=3),
     "prong+": PRONGPlus(eps=1e-2, every=3),
+    "sngd": SNGD(per_unit=True),
     "batchnorm": PRONGPlus(eps=1e-2, every=3, reading="batchnorm"),
 }
 every_rule = pytest.mark.parametrize("rule", RULES)
@@ -185,7 +186,7 @@ def test_damping_is_added_to_the_zeros_as_well():
     net = mlp(4, 6, 3)
     plain = whitening_report(net, X, Categorical())
     damped = whitening_report(net, X, Categorical(), damping=0.1)
-    few = whitening_report(net, X[:2], Categorical(), damping=0.1)
+    few = whitening_report(net, X[:2], Gaussian(), damping=0.1)
     assert plain.rows[-1].rank == 2 * 7 < damped.rows[-1].dim  # softmax: one output is redundant
     for one, two in zip(plain.rows, damped.rows, strict=True):
         if one.rank < one.dim:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
-
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch

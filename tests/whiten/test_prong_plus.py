@@ -15,7 +15,17 @@ from natgrad.whiten import PRONG, Constants, PRONGPlus, Whitened, fold, whiten
 from natgrad.whiten.normalized import Normalized
 from natgrad.whiten.scaled import Scaled
 from tests.whiten.nets import (
-    CONVS, attached, convnet, dense, eye, loss_of, mlp, normal, output, relative, train,
+    CONVS,
+    attached,
+    convnet,
+    dense,
+    eye,
+    loss_of,
+    mlp,
+    normal,
+    output,
+    relative,
+    train,
 )  # fmt: skip
 
 SGD = torch.optim.SGD
@@ -110,7 +120,7 @@ def test_D11_the_function_stays_for_every_convolution(kind, basis):
     assert all(relative(*pair) < 1e-12 for pair in found)
     h = white(net[0], batch)
     h = h - h.mean(-2, keepdim=True) if centred else h
-    length = (net[0].P**2).sum(-1) if basis != "diagonal" else (net[0].P**2).squeeze(-2)
+    length = (net[0].P ** 2).sum(-1) if basis != "diagonal" else (net[0].P ** 2).squeeze(-2)
     assert torch.allclose(h.square().mean(-2) + 1e-3 * length, torch.ones(1).double())
     assert relative(output(net, x), before) < 1e-10
     fold(net)
@@ -594,8 +604,18 @@ def test_degenerate_batches_leave_everything_finite(reading, kind, eps, bias):
     assert all(x.isfinite().all() for x in net.state_dict().values())
 
 
-def test_batches_that_are_not_finite_leave_the_diagonal():
-    net = mlp(4, 5, 3)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_single_row_has_no_variance_but_a_second_moment(bias):
+    net = mlp(4, 5, 3, bias=bias)
+    follow(net, X)
+    P = net[0].P.clone()
+    net(X[:1])
+    assert torch.equal(net[0].P, P) == bias
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_batches_that_are_not_finite_leave_the_diagonal(bias):
+    net = mlp(4, 5, 3, bias=bias)
     follow(net, X)
     state = copy.deepcopy(net.state_dict())
     net(X.where(X < 3, torch.inf))
@@ -631,6 +651,15 @@ def test_a_resumed_run_goes_on_bit_by_bit(reading, data, steps):
     train(resumed, opt, 6, first=steps)
     found = resumed.state_dict()
     assert all(torch.equal(x, found[name]) for name, x in whole.state_dict().items())
+
+
+def test_a_model_that_was_loaded_is_normalized_from_the_start():
+    net, other = mlp(4, 6, 3), mlp(4, 6, 3, seed=1)
+    whiten(net, PRONGPlus(reading="batchnorm"), X)
+    whiten(other, PRONGPlus(reading="batchnorm"))
+    other.load_state_dict(net.state_dict())
+    batch = normal(9, 4)
+    assert torch.equal(other(batch), net(batch))
 
 
 @every_reading

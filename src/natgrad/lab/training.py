@@ -90,9 +90,7 @@ class Training:
         self.run, self.splits = run, splits
         torch.manual_seed(run.seed)
         self.model = run.recipe.network()
-        task = Task(
-            self.model, run.recipe.likelihood, run.seed, run.recipe.l2, splits.train.inputs
-        )
+        task = Task(self.model, run.recipe.likelihood, run.seed, run.recipe.l2, splits.train.inputs)
         begin = time.perf_counter()  # statistics before the first step are on the clock
         self.optimizer = build(run.optimizer, task, run.settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]

@@ -26,7 +26,7 @@ class Activation:
 
     A unit ``y | x`` with pre-activation ``z = w x`` has the Fisher matrix ``E[nu(z) x x^T]`` (Sun &
     Nielsen 2017; Liu & Liu 2021, equation 5; MATH 6.3). ``nu = f'`` where the output is the mean of
-    a two-valued variable (``bernoulli``: V:E4, V:E5), ``nu = f'^2`` where it is the mean of a normal
+    a two-valued variable (``bernoulli``: V:E4, V:E5), ``nu = f'^2`` where it is that of a normal
     one (``gaussian``, V:E6).
 
     Args:
@@ -42,7 +42,7 @@ class Activation:
     def slope(self, z: Tensor) -> Tensor:
         """``f'(z)`` of rows ``z [r, units]``.
 
-        Of softmax, whose units are not independent, the diagonal of ``diag p - p p^T``: ``p (1-p)``.
+        Of softmax, whose units depend on each other, the diagonal of ``diag p - p p^T``.
         """
         if self.name == "identity":
             return torch.ones_like(z)
@@ -152,7 +152,7 @@ def activation_of_call(
     if name not in KNOWN or name == "identity":
         return None
     kwargs = {key: x for key, x in (kwargs or {}).items() if key != "inplace"}
-    if not args and not kwargs or name == "softmax":
+    if (not args and not kwargs) or name == "softmax":
         return KNOWN[name]
     settings = ", ".join([*map(str, args), *(f"{key}={x}" for key, x in kwargs.items())])
     called = _Called(FUNCTIONS[name], tuple(args), kwargs)

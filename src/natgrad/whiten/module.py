@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.layers import Whitenable
-from natgrad.whiten.coordinates import Constants, canonical, whitened
+from natgrad.whiten.coordinates import Constants, canonical, pulled_back, whitened
 from natgrad.whiten.rows import rows_are_cheaper, through_rows
 
 __all__ = ["Change", "Whitened"]
@@ -88,6 +88,7 @@ class Whitened(nn.Module):
             self.register_buffer(name, getattr(start, name))
         for name in HOOKS:
             vars(self)[name] = vars(plain)[name]
+        self._metric_of: tuple[tuple[int, int], Tensor | None] = ((0, -1), None)
         self.view = view  # last: from here on, what this module lacks is looked up in the layer
 
     def forward(self, input: Tensor) -> Tensor:
@@ -108,6 +109,30 @@ class Whitened(nn.Module):
         """The plain layer's weight and bias, differentiable in this one's."""
         with _without_autocast(self.weight.device.type):
             return self.tensors(*canonical(self.in_use(), *self.matrices(self.weight, self.bias)))
+
+    def norm_gradient(self) -> Tensor:
+        """The gradient of ``|W|^2 / 2`` with respect to ``V``, shaped like it: ``Q^T W P^T``.
+
+        Without ``Q`` that is ``V P P^T``, a scaling of features in the bases where ``P P^T`` is
+        diagonal (PCA).
+        """
+        if type(self).canonical is Whitened.canonical and self.Q is None:
+            V, _ = self.matrices(self.weight, None)
+            S = self._metric()
+            return self.tensors(V * S if S.shape[-2] == 1 else V @ S, None)[0]
+        W, _ = self.matrices(self.canonical()[0], None)
+        return self.tensors(*pulled_back(self.in_use(), W))[0]
+
+    def _metric(self) -> Tensor:
+        """``P P^T [(q, 1,) k, k]``, or its diagonal as a row; worked out anew with the constants."""
+        version = (id(self.P), self.P._version)
+        if self._metric_of[0] != version:
+            P = self.P
+            S = P.square() if P.shape[-2] < P.shape[-1] else _row_if_diagonal(P @ P.mT)
+            self._metric_of = version, S.unsqueeze(-3) if S.ndim == 3 else S
+        found = self._metric_of[1]
+        assert found is not None
+        return found
 
     def in_use(self) -> Constants:
         """The constants the layer computes with."""
@@ -249,7 +274,16 @@ class Whitened(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy of the module is no part of the training run that listens to this one
-        return {**vars(self), "heard": None, "followers": []}
+        return {**vars(self), "heard": None, "followers": [], "_metric_of": ((0, -1), None)}
+
+
+def _row_if_diagonal(S: Tensor) -> Tensor:
+    """A matrix, or the row of its diagonal if the rest is rounding."""
+    diagonal = S.diagonal(dim1=-2, dim2=-1)
+    scale = (diagonal.unsqueeze(-1) * diagonal.unsqueeze(-2)).sqrt()
+    rounding = S.shape[-1] * torch.finfo(S.dtype).eps * scale
+    rest = S - diagonal.diag_embed()
+    return diagonal.unsqueeze(-2) if bool((rest.abs() <= rounding).all()) else S
 
 
 def _unit(M: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from torch.utils.hooks import RemovableHandle
 
 from natgrad.arguments import check_choice, check_range
 from natgrad.batches import Batches, Inputs
-from natgrad.whiten.coordinates import pulled_back
 from natgrad.whiten.module import Change, Whitened
 from natgrad.whiten.rule import Rule
 from natgrad.whiten.statistics import Statistics, statistics_of, summed
@@ -196,7 +195,7 @@ class Whitener:
 
     def _begin_step(self) -> None:
         """Constants that follow single batches do so once those of many are known."""
-        if self.fitted and self._handles:
+        if self._handles and (self.fitted or self.rule.by_layers):
             for layer in self.layers.values():
                 layer.stepped()
 
@@ -226,8 +225,7 @@ class Whitener:
         for layer in self.layers.values():
             if layer.folded or layer.weight.grad is None:
                 continue
-            W, _b = layer.matrices(layer.canonical()[0], None)
-            gradient = layer.tensors(*pulled_back(layer.in_use(), W))[0] * decay
+            gradient = layer.norm_gradient() * decay
             layer.weight.grad.add_(gradient if scale is None else gradient * scale)
 
     def state_dict(self) -> dict[str, Any]:

@@ -24,7 +24,19 @@ Builder: TypeAlias = Callable[..., torch.optim.Optimizer]
 BUILDERS: dict[str, Builder] = {
     builder.__name__: builder
     for builder in (
-        sgd, sgd_bn, adam, adamw, muon, kfac, ekfac, tkfac, tekfac, exactngd, prong, prongplus, sngd,
+        sgd,
+        sgd_bn,
+        adam,
+        adamw,
+        muon,
+        kfac,
+        ekfac,
+        tkfac,
+        tekfac,
+        exactngd,
+        prong,
+        prongplus,
+        sngd,
     )
 }
 
