@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from natgrad.whiten import PRONG, whiten
 from natgrad.whiten.bases import BASES, whitening
@@ -59,14 +58,13 @@ def test_a_triangle_is_multiplied_without_its_zeros(k):
     assert relative(z, x @ P.mT) < 1e-13
     (grad,) = torch.autograd.grad(z.square().sum(), x)
     assert relative(grad, 2 * z @ P) < 1e-13
-    count = FlopCounterMode(display=False)
-    with count:
-        through_rows(at, x.detach(), V, None, triangular=True)
-    full = 2 * 5 * k * k
-    assert count.get_total_flops() - full == sum(
-        2 * 5 * part.stop * (part.stop - part.start) for part in _parts(k)
-    )
-    assert k < 64 or count.get_total_flops() - full < 0.63 * full
+    poisoned = P.clone()
+    for part in _parts(k):
+        poisoned[part, part.stop :] = torch.nan
+    with torch.no_grad():
+        assert torch.equal(through_rows(Constants(poisoned), x, V, None, triangular=True), z)
+    read = sum((part.stop - part.start) * part.stop for part in _parts(k))
+    assert k < 64 or read < 0.63 * k * k
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,8 @@ def _refuse_listened(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if any(isinstance(hook, Hook) for hook in module._forward_hooks.values()):
             raise ValueError(
-                f"natgrad: {name or 'the model'} is preconditioned by a natgrad optimizer; take its hooks "
-                "off first (opt.remove()), whitened layers have the curvature in their coordinates"
+                f"natgrad: {name or 'the model'} is preconditioned by a natgrad optimizer; take "
+                "its hooks off first (opt.remove())"
             )
 
 

@@ -124,7 +124,7 @@ class Whitened(nn.Module):
         return self.tensors(*pulled_back(self.in_use(), W))[0]
 
     def _metric(self) -> Tensor:
-        """``P P^T [(q, 1,) k, k]``, or its diagonal as a row; worked out anew with the constants."""
+        """``P P^T [(q, 1,) k, k]``, or its diagonal as a row; kept until ``P`` changes."""
         version = (id(self.P), self.P._version)
         if self._metric_of[0] != version:
             P = self.P

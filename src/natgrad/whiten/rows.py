@@ -75,7 +75,10 @@ class _Triangular(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, P: Tensor) -> Tensor:
-        return torch.cat([x[:, : p.stop] @ P[p, : p.stop].mT for p in _parts(len(P))], dim=1)
+        product = torch.empty_like(x)
+        for p in _parts(len(P)):
+            product[:, p].addmm_(x[:, : p.stop], P[p, : p.stop].mT, beta=0)
+        return product
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""PRONG and SNGD beside SGD and BatchNorm on the deep autoencoder, as in the PRONG paper, Fig. 3."""
+"""PRONG and SNGD beside SGD and BatchNorm on the deep autoencoder (PRONG paper, Fig. 3)."""
 
 from dataclasses import replace
 
