@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports clean
+.PHONY: help demo test check lint types imports constraints clean
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -32,6 +32,13 @@ types: $(VENV)/.dev
 
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
+
+# make constraints: resolve what is tested with anew (needs uv on the path).
+constraints:
+	uv pip compile --universal --python-version 3.10 --extra lab --extra dev --no-header \
+	  --no-annotate pyproject.toml | grep -v -E '^(nvidia|cuda|triton)' > .constraints
+	(head -1 constraints.txt; sort -f .constraints) > .renewed
+	mv .renewed constraints.txt; rm .constraints
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
