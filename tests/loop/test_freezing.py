@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import natgrad
 from natgrad import Categorical
 from tests.loop.loops import backward, every_blockwise, every_fisher, every_method, train, weights
-from tests.networks import mlp, relative
+from tests.networks import mlp, normal, relative
 
 
 def counts(opt: natgrad.KFAC) -> dict[str, float]:
@@ -149,3 +150,21 @@ def test_a_strict_optimizer_refuses_what_is_unfrozen_without_a_view():
     net[1].scale.requires_grad_(True)
     with pytest.raises(ValueError, match="strict=True, but some parameters are not covered: 1"):
         backward(net, 1)
+
+
+@pytest.mark.parametrize("Opt", [natgrad.KFAC, natgrad.TEKFAC, natgrad.ExactNGD])
+def test_a_layer_that_takes_the_place_of_another_is_preconditioned(Opt):
+    net = mlp(4, 6, 3)
+    opt = Opt(net, lr=0.1, likelihood=Categorical())
+    for k in range(4):
+        if k == 2:
+            net[2] = mlp(6, 3, seed=9)[0]
+            opt.add_param_group({"params": net[2].parameters()})
+        x = normal(8, 4, seed=k)
+        opt.zero_grad()
+        F.cross_entropy(net(x), x[:, :3].argmax(1)).backward()
+        plain = net[2].weight.grad.clone()
+        opt.step()
+        assert not torch.allclose(net[2].weight.grad, plain, rtol=1e-3)
+    rows = {row.parameter: row for row in opt.report().rows}
+    assert rows["2.weight"].reason == ""

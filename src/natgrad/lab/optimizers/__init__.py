@@ -16,28 +16,19 @@ from natgrad.lab.errors import UsageError, unknown
 from natgrad.lab.optimizers.first_order import Joint, adam, adamw, muon, sgd
 from natgrad.lab.optimizers.natural import ekfac, exactngd, kfac, tekfac, tkfac
 from natgrad.lab.optimizers.task import Setting, Settings, Task
-from natgrad.lab.optimizers.whitened import prong, prongplus, sgd_bn, sngd
+from natgrad.lab.optimizers.whitened import prong, prong_diagonal, prongplus, sgd_bn, sngd
 
 __all__ = ["BUILDERS", "Joint", "Setting", "Settings", "Task", "build", "complete", "parse"]
 
 Builder: TypeAlias = Callable[..., torch.optim.Optimizer]
 BUILDERS: dict[str, Builder] = {
     builder.__name__: builder
-    for builder in (
-        sgd,
-        sgd_bn,
-        adam,
-        adamw,
-        muon,
-        kfac,
-        ekfac,
-        tkfac,
-        tekfac,
-        exactngd,
-        prong,
-        prongplus,
-        sngd,
+    for group in (
+        (sgd, sgd_bn, adam, adamw, muon),
+        (kfac, ekfac, tkfac, tekfac, exactngd),
+        (prong, prong_diagonal, prongplus, sngd),
     )
+    for builder in group
 }
 
 

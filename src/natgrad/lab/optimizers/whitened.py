@@ -11,7 +11,7 @@ from natgrad.lab.errors import UsageError
 from natgrad.lab.optimizers.task import Task
 from natgrad.whiten import PRONG, SNGD, PRONGPlus, Rule, Whitener, whiten
 
-__all__ = ["prong", "prongplus", "sgd_bn", "sngd"]
+__all__ = ["prong", "prong_diagonal", "prongplus", "sgd_bn", "sngd"]
 
 
 class WhitenedSGD(torch.optim.SGD):
@@ -44,8 +44,17 @@ def prong(
     task: Task, *, lr: float = 0.01, momentum: float = 0.9, every: int = 100, eps: float = 1e-2,
     samples: int = 1000, basis: str = "pca",
 ) -> torch.optim.Optimizer:  # fmt: skip
-    """SGD in the coordinates of PRONG (Desjardins et al. 2015); ``basis=diagonal`` scales only."""
+    """SGD in the coordinates of PRONG (Desjardins et al. 2015)."""
     rule = PRONG(every=every, eps=eps, samples=samples, basis=basis)  # type: ignore[arg-type]
+    return _whitened(task, rule, lr, momentum)
+
+
+def prong_diagonal(
+    task: Task, *, lr: float = 0.01, momentum: float = 0.9, every: int = 100, eps: float = 1e-2,
+    samples: int = 1000,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """PRONG that centres and scales each feature and rotates none, as BatchNorm nearly does."""
+    rule = PRONG(every=every, eps=eps, samples=samples, basis="diagonal")
     return _whitened(task, rule, lr, momentum)
 
 

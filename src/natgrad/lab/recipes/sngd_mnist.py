@@ -22,12 +22,14 @@ RECIPE = replace(
             for eps in (0.1, 0.3, 1.0)
             for lr in (0.01, 0.03, 0.1)
         ],
+        "prong_diagonal": [{"lr": lr, "eps": 0.01, "every": 1000} for lr in RATES],
         "sngd": [{"lr": lr, "eps": eps} for eps in (0.3, 1.0, 3.0) for lr in (0.01, 0.03, 0.1)],
     },
     settings={
         "sgd": {"lr": 0.05},
         "sgd_bn": {"lr": 0.05},
         "prong": {"lr": 0.03, "eps": 0.1, "every": 1000},
+        "prong_diagonal": {"lr": 0.03, "eps": 0.01, "every": 1000},
         "sngd": {"lr": 0.03, "eps": 1.0},
     },
     optimizers=("sgd", "sgd_bn", "prong", "sngd"),

@@ -22,6 +22,7 @@ _NAMES = {
     "tekfac": "TEKFAC",
     "exactngd": "ExactNGD",
     "prong": "PRONG",
+    "prong_diagonal": "PRONG, diagonal",
     "prongplus": "PRONG+",
     "prong+": "PRONG+",
     "sngd": "SNGD",
