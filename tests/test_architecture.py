@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,3 +134,8 @@ def test_to_import_the_library_only_torch_is_needed():
     }
     assert imported - allowed - {"matplotlib"} <= set(sys.stdlib_module_names)
     assert files_with(uses("matplotlib")) == {"plots.py"}  # when a figure is asked for
+
+
+def test_importing_the_library_does_not_import_torchs_compiler():
+    code = "import natgrad, sys; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,8 +11,6 @@ import torch
 __all__ = ["Hook", "nothing"]
 
 WHY = "natgrad listens to layers between graphs: compile the model without fullgraph=True"
-_said = "reason" in inspect.signature(torch.compiler.disable).parameters  # by newer versions
-_reason: dict[str, Any] = {"reason": WHY} if _said else {}
 
 
 class Hook:
@@ -27,9 +25,9 @@ class Hook:
     """
 
     def __init__(self, call: Callable[..., Any]) -> None:
-        self.call = call
+        # here and not at import: torch then imports its compiler, which takes seconds
+        self.call = _outside_of_graphs(call)
 
-    @torch.compiler.disable(**_reason)  # type: ignore[no-untyped-call, untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the hook does."""
         return self.call(*args, **kwargs)
@@ -47,3 +45,10 @@ def nothing(*args: Any, **kwargs: Any) -> None:
 
 def _left_behind() -> Callable[..., None]:
     return nothing
+
+
+def _outside_of_graphs(call: Callable[..., Any]) -> Callable[..., Any]:
+    says = "reason" in inspect.signature(torch.compiler.disable).parameters  # newer versions
+    reason = {"reason": WHY} if says else {}
+    found: Callable[..., Any] = torch.compiler.disable(call, **reason)  # type: ignore[no-untyped-call]
+    return found
