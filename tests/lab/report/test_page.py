@@ -97,7 +97,7 @@ def test_says_what_was_done(html):
         "50000",
         "97.62",
         "Muon: of 3 runs 1 diverged.",
-        "training steps only",
+        "training steps and what the optimizer prepares",
     ):
         assert text in html
     assert html.count('aria-label="chosen"') == 4

@@ -65,7 +65,7 @@ CAPTION = (
     "Lines: mean over the finished seeds; bands: least to greatest seed, interpolated linearly "
     "where seeds are evaluated at different places and ending with the shortest of them. "
     "Dotted: the target. A seed that diverged is drawn thin up to its last finite value, marked "
-    "with a cross. Seconds count training steps only."
+    "with a cross. Seconds count training steps and what the optimizer prepares."
 )
 
 

@@ -75,7 +75,9 @@ def notes(summary: Summary) -> list[str]:
         "infinite."
     )
     lines.append("Final: the last evaluation, mean ± sample standard deviation over seeds.")
-    lines.append("Seconds: training steps only, without evaluation.")
+    lines.append(
+        "Seconds: training steps and what the optimizer prepares before, without evaluation."
+    )
     lines += [line for entry in summary.entries if (line := _shortfall(entry))]
     return lines
 
