@@ -24,7 +24,10 @@ def divergence(solved: Sequence[Solved], lr: Rate) -> Tensor | None:
     known = [(s.view, s.M, s.U) for s in solved if s.M is not None]
     if not known or len(known) < len(solved):
         return None
-    terms = [_rate(lr, view) ** 2 * (U * M).sum() for view, M, U in known]
+    terms = [
+        _rate(lr, view) ** 2 * torch.dot(U.reshape(-1), M.reshape(-1).to(U.dtype))
+        for view, M, U in known
+    ]
     return torch.stack([term.to(terms[0]) for term in terms]).sum()
 
 
