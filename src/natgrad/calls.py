@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointFunction
 
-__all__ = ["Heard", "listen", "reentrant", "unlisten", "whole"]
+__all__ = ["Heard", "in_backward", "listen", "reentrant", "unlisten", "whole"]
 
 Heard: TypeAlias = Callable[[Tensor, Tensor, Tensor], None]  #: told input, weight and output
 
@@ -50,6 +51,11 @@ def whole(output: Tensor) -> Tensor:
     if base is None or not base.requires_grad or base.numel() != output.numel():
         return output
     return base if base.is_contiguous() and output.is_contiguous() else output
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is under way: activation checkpointing runs forwards again there."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def reentrant() -> bool:

@@ -21,6 +21,7 @@ from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey
 from natgrad.operator import commit, load
 from natgrad.sample import Sample
+from natgrad.table import aligned
 
 __all__ = ["Comparison", "ComparisonRow", "compare"]
 
@@ -73,16 +74,7 @@ class Comparison:
             )
             for row in self.rows
         ]  # fmt: skip
-        widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
-        table = [
-            "  ".join(
-                cell.ljust(width) if k < 3 else cell.rjust(width)
-                for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        table.insert(1, "-" * max(map(len, table)))
-        return "\n".join(table)
+        return "\n".join(aligned(lines, left=3))
 
     def plot(self, kind: str = "errors", **kwargs: Any) -> Any:
         """A matplotlib figure: ``"errors"``, ``"spectra"`` or ``"matrices"``.

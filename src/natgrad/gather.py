@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -14,6 +13,7 @@ from natgrad.batches import Batches, call
 from natgrad.layers import LayerView
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey
+from natgrad.modes import evaluating
 from natgrad.sample import Sample
 from natgrad.tap import Tap
 
@@ -79,7 +79,7 @@ class Gatherer:
         generator = self._generator()
         empty = True
         try:
-            with _evaluating(self.model):
+            with evaluating(self.model):
                 for given, targets in batches:
                     columns: list[Tensor] = []
                     f = tap.run(
@@ -152,15 +152,3 @@ class Gatherer:
         if self.kind == "exact":
             return likelihood.columns(f.detach(), counted)
         return likelihood.draws(f.detach(), generator, self.samples, counted)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, with every module's own mode put back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

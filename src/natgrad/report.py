@@ -11,6 +11,7 @@ from torch import nn
 from natgrad.curvature import Blockwise, Curvature, Joint, Layer
 from natgrad.flops import Rows, model_flops
 from natgrad.layers import LayerView, Uncovered
+from natgrad.table import aligned
 
 __all__ = ["Report", "Row", "report_on"]
 
@@ -61,13 +62,7 @@ class Report:
             )
             for row in self.rows
         ]
-        widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
-        table.insert(1, "-" * max(map(len, table)))
-        return "\n".join([*table, self._total()])
+        return "\n".join([*aligned(lines), self._total()])
 
     def _total(self) -> str:
         curved = sum(not row.reason for row in self.rows)

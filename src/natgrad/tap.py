@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from natgrad.calls import Heard, listen, reentrant, unlisten, whole
+from natgrad.calls import Heard, in_backward, listen, reentrant, unlisten, whole
 from natgrad.draws import Draws
 from natgrad.hooks import Hook
 from natgrad.layers import LayerView
@@ -143,13 +143,13 @@ class Tap:
 
     def _trains(self) -> bool:
         trains = self.model.training and torch.is_grad_enabled()
-        return trains and not _in_backward()  # checkpointing runs forward again
+        return trains and not in_backward()  # checkpointing runs forward again
 
     def _record(
         self, index: int, view: LayerView, module: nn.Module, args: Any, kwargs: Any, output: Tensor
     ) -> None:
         h = args[0] if args else next(iter(kwargs.values()))
-        recomputed = index in self._silent and torch.is_grad_enabled() and _in_backward()
+        recomputed = index in self._silent and torch.is_grad_enabled() and in_backward()
         if recomputed and (index not in self._loud or reentrant()):
             raise self._reentrant(index)
         arranged = batch_first if view.sequence_first else as_it_is
@@ -320,7 +320,3 @@ class Tap:
             self._alone = None
         self._run(current, get_gradient_edge(f), columns(f), len(f))
         return f
-
-
-def _in_backward() -> bool:
-    return bool(torch._C._current_graph_task_id() != -1)

@@ -10,7 +10,14 @@ from torch import Tensor
 from natgrad.layers import LayerView
 from natgrad.sample import Sample
 
-__all__ = ["Curvature", "Solved"]
+__all__ = ["NO_STATISTICS", "Curvature", "Solved"]
+
+NO_STATISTICS = (
+    "natgrad has no statistics: between steps, call the model itself (not its parts) "
+    "in training mode with gradients enabled, and run backward() through its output "
+    "(a model that torch.compile has run before its optimizer was made: make the "
+    "optimizer first, or call torch.compiler.reset())"
+)
 
 
 class Solved(NamedTuple):

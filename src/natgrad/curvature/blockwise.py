@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from natgrad import distributed
 from natgrad.blocks import Block
 from natgrad.blocks.base import Shared
-from natgrad.curvature.base import Solved
+from natgrad.curvature.base import NO_STATISTICS, Solved
 from natgrad.curvature.layer import Layer, key_of, new_block
 from natgrad.damping import Damping, LayerCurvature, NetworkDamping
 from natgrad.decompose import decompose_each, described
@@ -135,12 +135,7 @@ class Blockwise:
         """
         observed = [layer for layer in self.layers if layer.block.observed()]
         if not observed:
-            raise RuntimeError(
-                "natgrad has no statistics: between steps, call the model itself (not its parts) "
-                "in training mode with gradients enabled, and run backward() through its output "
-                "(a model that torch.compile has run before its optimizer was made: make the "
-                "optimizer first, or call torch.compiler.reset())"
-            )
+            raise RuntimeError(NO_STATISTICS)
         self._spread_damping()
         found = decompose_each([layer.block.factors() for layer in observed])
         for layer, results in zip(observed, found, strict=True):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from natgrad import linalg
-from natgrad.curvature.base import Solved
+from natgrad.curvature.base import NO_STATISTICS, Solved
 from natgrad.curvature.layer import Accumulated, key_of
 from natgrad.damping import Constant, Damping, EigenvalueDamping, on_eigenvalues
 from natgrad.flops import EIGH, Rows
@@ -144,12 +144,7 @@ class Joint:
             RuntimeError: no batch has been seen.
         """
         if self.J is None:
-            raise RuntimeError(
-                "natgrad has no statistics: between steps, call the model itself (not its parts) "
-                "in training mode with gradients enabled, and run backward() through its output "
-                "(a model that torch.compile has run before its optimizer was made: make the "
-                "optimizer first, or call torch.compiler.reset())"
-            )
+            raise RuntimeError(NO_STATISTICS)
         self._eigen = None
 
     def solve(self) -> list[Solved]:
@@ -213,8 +208,8 @@ class Joint:
         R, P = self.J.shape
         K = (self.J @ self.J.mT if R <= P else self.J.mT @ self.J) / self.examples
         ridge, largest = float(self.ridge()), float(linalg.largest_eigenvalue(K))
-        known = R >= P and self._eigen is not None  # with fewer gradients than parameters it is 0
-        smallest = float(self._eigen.values.amin()) if known and self._eigen is not None else 0.0
+        known = self._eigen if R >= P else None  # with fewer gradients than parameters it is 0
+        smallest = 0.0 if known is None else float(known.values.amin())
         squared = float(K.square().sum())
         return {
             "model/damping": ridge,

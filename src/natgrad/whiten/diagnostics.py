@@ -16,6 +16,7 @@ from natgrad.layers import Whitenable, reasons, views_of
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey
 from natgrad.sample import Sample
+from natgrad.table import aligned
 from natgrad.whiten.convert import fold, whiten
 from natgrad.whiten.module import Whitened
 from natgrad.whiten.prong import PRONG
@@ -76,16 +77,7 @@ class WhiteningReport:
             )
             for row in self.rows
         ]  # fmt: skip
-        widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
-        table = [
-            "  ".join(
-                cell.ljust(width) if k < 3 else cell.rjust(width)
-                for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        table.insert(1, "-" * max(map(len, table)))
-        return "\n".join(table)
+        return "\n".join(aligned(lines, left=3))
 
 
 def whitening_report(

@@ -13,10 +13,11 @@ from torch._compile import _disable_dynamo
 from natgrad.distributed import world_size
 from natgrad.layers import Whitenable
 from natgrad.layers.activations import Activation
+from natgrad.modes import autocasts, without_autocast
 from natgrad.whiten.averages import Averages, Local, over_processes
 from natgrad.whiten.coordinates import Constants, canonical
 from natgrad.whiten.inverse_root import InverseRoot, inverse_root, inverse_root_of_rows
-from natgrad.whiten.module import Heard, Whitened, _without_autocast
+from natgrad.whiten.module import Heard, Whitened
 
 if TYPE_CHECKING:
     from natgrad.whiten.sngd import SNGD
@@ -125,7 +126,7 @@ class LocalFisher(Whitened):
         """
         if not self.training:
             return self._folded(), self.bias
-        with _without_autocast(self.weight.device.type):
+        with without_autocast(self.weight.device.type):
             V, _ = self.matrices(self.weight, None)
             W = self._mapped(V.flatten(-3, -2)).reshape(V.shape)
             W = W if self.Q is None else self.Q.unsqueeze(-1) * W
@@ -181,7 +182,7 @@ class LocalFisher(Whitened):
         weight, bias, Q = self._parameters["weight"], self._parameters["bias"], self._buffers["Q"]
         view = self.view
         assert weight is not None
-        if view.kind != "dense" or input.dtype != weight.dtype or _autocast(weight.device.type):
+        if view.kind != "dense" or input.dtype != weight.dtype or autocasts(weight.device.type):
             return view.compute(input, *self.canonical())
         V = weight if Q is None else Q * weight
         rows = input.numel() // max(input.shape[-1], 1) * (2 if input.requires_grad else 1)
@@ -209,7 +210,7 @@ class LocalFisher(Whitened):
         """New constants from this batch."""
         lagged = self.lagged if self.rule.lag else None
         nu = self._units(self._evaluated(input)) if lagged is None else lagged
-        with _without_autocast(input.device.type):
+        with without_autocast(input.device.type):
             Y = self._scaled_rows(input)
             seen = self.averages.take_in(Local(Y.mT @ Y, nu), Y.shape[-2])
             if seen is None:
@@ -269,7 +270,7 @@ class LocalFisher(Whitened):
         """``E[nu]`` of each unit, ``[(q,) o]``."""
         if not output.numel():
             return torch.zeros_like(self.averages.nu.value)
-        with torch.no_grad(), _without_autocast(output.device.type):
+        with torch.no_grad(), without_autocast(output.device.type):
             z = self.view.output_rows(output.detach()).flatten(-3, -2)
             z = z.to(self.averages.dtype)
             z = z if z.ndim == 2 else z.movedim(0, 1).flatten(1)
@@ -291,7 +292,7 @@ class LocalFisher(Whitened):
         """Constants of the averaged statistics in float64, worked out once per change of them."""
         key = self.averages.version
         if self._averaged is None or not _same(self._averaged[0], key):
-            with _without_autocast(self.weight.device.type):
+            with without_autocast(self.weight.device.type):
                 at = self.averages.mean()
                 root, Q = self._with(self._dense_root(at.A), at.nu)
             self._averaged = key, Constants(root.D, None, Q).to(torch.float64)
@@ -305,7 +306,7 @@ class LocalFisher(Whitened):
         kept = isinstance(weight, nn.Parameter) and not torch.is_grad_enabled()
         if kept and self._plain is not None and _same(self._plain[0], key):
             return self._plain[1]
-        with _without_autocast(weight.device.type):
+        with without_autocast(weight.device.type):
             W, _ = canonical(self.exact(), self.matrices(weight.double(), None)[0], None)
             W = self.tensors(W, None)[0].to(weight.dtype).contiguous()
         if kept and not torch.compiler.is_compiling():
@@ -377,10 +378,6 @@ class LocalFisher(Whitened):
             "_listener": None,
         }
         return {**super().__getstate__(), **fresh}
-
-
-def _autocast(kind: str) -> bool:
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def _same(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from natgrad.calls import in_backward
 from natgrad.layers import Whitenable
+from natgrad.modes import without_autocast
 from natgrad.whiten.coordinates import Constants, canonical, pulled_back, whitened
 from natgrad.whiten.rows import rows_are_cheaper, through_rows
 
@@ -107,7 +108,7 @@ class Whitened(nn.Module):
 
     def canonical(self) -> tuple[Tensor, Tensor | None]:
         """The plain layer's weight and bias, differentiable in this one's."""
-        with _without_autocast(self.weight.device.type):
+        with without_autocast(self.weight.device.type):
             return self.tensors(*canonical(self.in_use(), *self.matrices(self.weight, self.bias)))
 
     def norm_gradient(self) -> Tensor:
@@ -151,8 +152,7 @@ class Whitened(nn.Module):
 
         In training mode, with gradients, and not run again by activation checkpointing.
         """
-        recomputing = torch._C._current_graph_task_id() != -1
-        return self.training and torch.is_grad_enabled() and not recomputing
+        return self.training and torch.is_grad_enabled() and not in_backward()
 
     @property
     def centred(self) -> bool:
@@ -291,9 +291,3 @@ def _unit(M: Tensor) -> Tensor:
     if 1 in M.shape[-2:]:
         return torch.ones_like(M)
     return torch.eye(M.shape[-1], dtype=M.dtype, device=M.device).expand_as(M)
-
-
-def _without_autocast(kind: str) -> AbstractContextManager[Any]:
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from natgrad.layers import Whitenable
+from natgrad.modes import without_autocast
 from natgrad.sample import statistics_dtype
 from natgrad.whiten.coordinates import Constants, canonical, whitened
-from natgrad.whiten.module import Change, Whitened, _without_autocast
+from natgrad.whiten.module import Change, Whitened
 from natgrad.whiten.rows import rows_are_cheaper, through_rows
 from natgrad.whiten.statistics import RowMoments, pooled_mean
 
@@ -81,7 +82,7 @@ class Normalized(Whitened):
 
     def linear(self) -> tuple[Tensor, Tensor]:
         """``V P`` and ``-V P c``: the map before BN."""
-        with _without_autocast(self.weight.device.type):
+        with without_autocast(self.weight.device.type):
             V, _ = self.matrices(self.weight, None)
             W, b = self.tensors(*canonical(self.in_place(), V, V.new_zeros(V.shape[:-2])))
         assert b is not None

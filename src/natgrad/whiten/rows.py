@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from natgrad.modes import autocasts
 from natgrad.whiten.coordinates import Constants
 
 __all__ = ["rows_are_cheaper", "through_rows"]
@@ -25,8 +26,7 @@ def rows_are_cheaper(at: Constants, o: int, input: Tensor) -> bool:
 
     Not under autocast: there ``W`` is worked out in full precision, rows would not be.
     """
-    kind = input.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if autocasts(input.device.type):
         return False
     k = input.shape[-1]
     r = input.numel() // max(k, 1)

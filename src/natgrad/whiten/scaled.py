@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from natgrad.layers import Whitenable
+from natgrad.modes import without_autocast
 from natgrad.sample import statistics_dtype
 from natgrad.whiten.coordinates import Constants
-from natgrad.whiten.module import Change, Whitened, _without_autocast
+from natgrad.whiten.module import Change, Whitened
 from natgrad.whiten.statistics import pooled_mean
 
 __all__ = ["Scaled"]
@@ -58,7 +59,7 @@ class Scaled(Whitened):
     @torch.no_grad()
     def rescale(self, h: Tensor) -> None:
         """Renew ``D`` on an input of the layer; the function stays."""
-        with _without_autocast(h.device.type):
+        with without_autocast(h.device.type):
             ratio = self._ratio(self.view.features(h.detach()))
         V, _ = self.matrices(self.weight, None)
         weight, _ = self.tensors(V / ratio.unsqueeze(-2), None)

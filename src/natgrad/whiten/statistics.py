@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from natgrad.batches import Batches, call
 from natgrad.calls import whole
 from natgrad.distributed import sum_pending, world_size
+from natgrad.modes import evaluating
 from natgrad.moments import Moment
 from natgrad.whiten.module import Whitened
 
@@ -151,25 +152,13 @@ def statistics_of(
         ValueError: there is no batch.
     """
     found, batches = {name: Statistics.none() for name in layers}, 0
-    with _evaluated(model), _listening(layers, found):
+    with evaluating(model), _listening(layers, found):
         for given in _limited(data, samples):
             call(model, given)
             batches += 1
     if not batches:
         raise ValueError("data holds no batch to take statistics from")
     return found
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Dropout and its kin off; every module's own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

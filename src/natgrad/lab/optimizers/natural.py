@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
 import natgrad
 from natgrad.damping import Damping, TraceRestricted
 from natgrad.lab.optimizers.task import Task
+from natgrad.optim import NaturalGradient
 
 __all__ = ["ekfac", "exactngd", "kfac", "tekfac", "tkfac"]
 
 
-def kfac(
-    task: Task, *, lr: float = 0.01, momentum: float = 0.9, damping: float = 0.1, nu: float = 0.0,
-    stats_every: int = 10, refresh_every: int = 50, decay: float = 0.95,
-) -> torch.optim.Optimizer:  # fmt: skip
-    """K-FAC. ``nu`` above zero restricts the trace in place of the fixed damping (TEKFAC 3.5)."""
-    return natgrad.KFAC(task.model, **_common(task, locals()))
+def _blockwise(method: type[NaturalGradient]) -> Callable[..., torch.optim.Optimizer]:
+    """The builder of a method: the same settings for all, so that they are compared alike."""
+
+    def build(
+        task: Task, *, lr: float = 0.01, momentum: float = 0.9, damping: float = 0.1,
+        nu: float = 0.0, stats_every: int = 10, refresh_every: int = 50, decay: float = 0.95,
+    ) -> torch.optim.Optimizer:  # fmt: skip
+        damped: float | Damping = TraceRestricted(nu) if nu else damping
+        return method(
+            task.model, lr=lr, momentum=momentum, damping=damped, likelihood=task.likelihood,
+            stats_every=stats_every, refresh_every=refresh_every, decay=decay, seed=task.seed,
+        )  # fmt: skip
+
+    build.__name__ = method.__name__.lower()
+    build.__doc__ = (
+        f"{method.__name__}; ``nu`` above zero restricts the trace in place of the fixed damping "
+        "(TEKFAC 3.5)."
+    )
+    return build
 
 
-def ekfac(
-    task: Task, *, lr: float = 0.01, momentum: float = 0.9, damping: float = 0.1, nu: float = 0.0,
-    stats_every: int = 10, refresh_every: int = 50, decay: float = 0.95,
-) -> torch.optim.Optimizer:  # fmt: skip
-    """EKFAC, as :func:`kfac`."""
-    return natgrad.EKFAC(task.model, **_common(task, locals()))
-
-
-def tkfac(
-    task: Task, *, lr: float = 0.01, momentum: float = 0.9, damping: float = 0.1, nu: float = 0.0,
-    stats_every: int = 10, refresh_every: int = 50, decay: float = 0.95,
-) -> torch.optim.Optimizer:  # fmt: skip
-    """TKFAC, as :func:`kfac`."""
-    return natgrad.TKFAC(task.model, **_common(task, locals()))
-
-
-def tekfac(
-    task: Task, *, lr: float = 0.01, momentum: float = 0.9, damping: float = 0.1, nu: float = 0.0,
-    stats_every: int = 10, refresh_every: int = 50, decay: float = 0.95,
-) -> torch.optim.Optimizer:  # fmt: skip
-    """TEKFAC, as :func:`kfac`."""
-    return natgrad.TEKFAC(task.model, **_common(task, locals()))
+kfac = _blockwise(natgrad.KFAC)
+ekfac = _blockwise(natgrad.EKFAC)
+tkfac = _blockwise(natgrad.TKFAC)
+tekfac = _blockwise(natgrad.TEKFAC)
 
 
 def exactngd(
@@ -53,10 +49,3 @@ def exactngd(
         task.model, lr=lr, momentum=momentum, damping=damping, likelihood=task.likelihood,
         seed=task.seed,
     )  # fmt: skip
-
-
-def _common(task: Task, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a natgrad optimizer from the settings of a builder."""
-    settings = {key: value for key, value in given.items() if key not in ("task", "nu", "damping")}
-    damping: float | Damping = TraceRestricted(given["nu"]) if given["nu"] else given["damping"]
-    return {**settings, "damping": damping, "likelihood": task.likelihood, "seed": task.seed}

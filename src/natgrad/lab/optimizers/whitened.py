@@ -54,8 +54,9 @@ def prong_diagonal(
     samples: int = 1000,
 ) -> torch.optim.Optimizer:  # fmt: skip
     """PRONG that centres and scales each feature and rotates none, as BatchNorm nearly does."""
-    rule = PRONG(every=every, eps=eps, samples=samples, basis="diagonal")
-    return _whitened(task, rule, lr, momentum)
+    return prong(
+        task, lr=lr, momentum=momentum, every=every, eps=eps, samples=samples, basis="diagonal"
+    )
 
 
 def prongplus(
