@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,21 +117,24 @@ class Training:
         """One update, on the clock.
 
         Returns:
-            The loss of the batch before the update; where that is not finite, there is none.
+            The loss of the batch before the update; one that is not finite does not count.
         """
         begin = time.perf_counter()
         x, y = self._batch()
         self._schedule()
-        self.optimizer.zero_grad()
-        loss = self.run.recipe.likelihood.nll(self.model(x), y).mean()
-        value = loss.item()
+        value = self.optimizer.step(partial(self._loss, x, y))
         if math.isfinite(value):
-            torch.autograd.backward(loss)
-            self._penalise()
-            self.optimizer.step()
             self.update += 1
         self.seconds += time.perf_counter() - begin
         return value
+
+    def _loss(self, x: Tensor, y: Tensor) -> float:
+        """The batch's loss, with its gradients in ``.grad``: what optimizers call a closure."""
+        self.optimizer.zero_grad()
+        loss = self.run.recipe.likelihood.nll(self.model(x), y).mean()
+        torch.autograd.backward(loss)
+        self._penalise()
+        return loss.item()
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         epoch, index = divmod(self.update, self.updates_per_epoch)
