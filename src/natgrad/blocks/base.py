@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from natgrad.damping import Damping, EigenvalueDamping
+from natgrad.damping import Damping, EigenvalueDamping, LevenbergMarquardt
 from natgrad.decompose import Decomposition, Factor
 from natgrad.flops import Flops, Rows
 from natgrad.moments import Moment
@@ -61,9 +61,7 @@ class Block(nn.Module, ABC):
         super().__init__()
         self.shape, self.groups, self.diagonal_input = shape, groups, diagonal_input
         self.shared, self.decay, self.dtype, self.device = shared, decay, dtype, device
-        self.damping: Damping = (
-            type(self).default_damping(damping) if isinstance(damping, (int, float)) else damping
-        )
+        self.damping: Damping = self._understood(damping)
         if self.eigenvalues_only and not isinstance(self.damping, EigenvalueDamping):
             raise TypeError(
                 f"{type(self).__name__} adds its damping to eigenvalues; it needs a number or an "
@@ -72,6 +70,14 @@ class Block(nn.Module, ABC):
         self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
 
     ready: Tensor  #: whether a decomposition has been loaded
+
+    def _understood(self, damping: float | Damping) -> Damping:
+        """A number, or one that adapts, in the block's own way."""
+        if isinstance(damping, (int, float)):
+            return self.default_damping(damping)
+        if isinstance(damping, LevenbergMarquardt):
+            return damping.following(self.default_damping(damping.value))
+        return damping
 
     @staticmethod
     @abstractmethod
