@@ -3,11 +3,21 @@
 from natgrad import blocks, damping, roots
 from natgrad._version import __version__
 from natgrad.compare import Comparison, compare
+from natgrad.exact import ExactNGD
 from natgrad.fisher import fisher
+from natgrad.least_squares import (
+    Backtracking,
+    ConjugateGradient,
+    GridSearch,
+    PointResiduals,
+    Spring,
+    laplacian,
+)
 from natgrad.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from natgrad.operator import Fisher
-from natgrad.optim import EKFAC, KFAC, TEKFAC, TKFAC, ExactNGD
+from natgrad.optim import EKFAC, KFAC, TEKFAC, TKFAC
 from natgrad.preconditioner import Preconditioner
+from natgrad.tuning import Auto
 from natgrad.whiten import PRONG, SNGD, PRONGPlus, Whitened, Whitener, fold, whiten
 
 __all__ = [
@@ -17,15 +27,21 @@ __all__ = [
     "SNGD",
     "TEKFAC",
     "TKFAC",
+    "Auto",
+    "Backtracking",
     "Bernoulli",
     "Categorical",
     "Comparison",
+    "ConjugateGradient",
     "ExactNGD",
     "Fisher",
     "Gaussian",
+    "GridSearch",
     "Likelihood",
     "PRONGPlus",
+    "PointResiduals",
     "Preconditioner",
+    "Spring",
     "Whitened",
     "Whitener",
     "__version__",
@@ -34,6 +50,7 @@ __all__ = [
     "damping",
     "fisher",
     "fold",
+    "laplacian",
     "roots",
     "whiten",
 ]

@@ -3,17 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import nan
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from natgrad.arguments import check_range
 from natgrad.curvature import Solved
 from natgrad.layers import LayerView
 
-__all__ = ["Rate", "divergence", "kl_scale", "length_scale"]
+__all__ = ["Bounds", "Rate", "divergence", "kl_scale", "length_scale"]
 
 Rate: TypeAlias = float | Callable[[nn.Parameter], float]
+
+
+class Bounds:
+    """Bounds on a step, and what they made of the last one.
+
+    Args:
+        kl_clip: on ``lr^2 sum_l <U_l, M_l>``, or None.
+        max_norm: on ``lr |U|_2``, or None.
+
+    Raises:
+        ValueError: one of them is not positive.
+    """
+
+    def __init__(self, kl_clip: float | None, max_norm: float | None) -> None:
+        check_range("kl_clip", kl_clip, kl_clip is None or kl_clip > 0, "positive or None")
+        check_range("max_norm", max_norm, max_norm is None or max_norm > 0, "positive or None")
+        self.kl_clip, self.max_norm = kl_clip, max_norm
+        self._twice_kl: Tensor | None = None
+        self._scale: Tensor | None = None
+
+    @property
+    def bind(self) -> bool:
+        """Whether there are any."""
+        return self.kl_clip is not None or self.max_norm is not None
+
+    def write(self, solved: Sequence[Solved], lr: Rate) -> None:
+        """Put the natural gradients, scaled, into ``.grad``."""
+        self._twice_kl, self._scale = divergence(solved, lr), None
+        if self.kl_clip is not None and self._twice_kl is not None:
+            self._scale = kl_scale(self._twice_kl, self.kl_clip)
+        if self.max_norm is not None and solved:
+            short = length_scale(solved, lr, self.max_norm)
+            self._scale = short if self._scale is None else torch.minimum(short, self._scale)
+        for view, _, U in solved:
+            view.set_grad(U if self._scale is None else U * self._scale)
+
+    def figures(self) -> dict[str, float]:
+        """``kl``, before clipping, and ``clip``, the factor."""
+        return {
+            "kl": nan if self._twice_kl is None else float(self._twice_kl) / 2,
+            "clip": 1.0 if self._scale is None else float(self._scale),
+        }
 
 
 def divergence(solved: Sequence[Solved], lr: Rate) -> Tensor | None:

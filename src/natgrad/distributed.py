@@ -9,15 +9,37 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from natgrad.moments import Moment
 
-__all__ = ["everywhere", "sum_pending", "world_size"]
+__all__ = ["average", "everywhere", "sum_pending", "unwrapped", "world_size"]
 
 
 def world_size() -> int:
     """Number of processes that share the statistics; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def average(values: Tensor) -> Tensor:
+    """The mean of a tensor over all processes."""
+    if world_size() == 1:
+        return values
+    moved = values.to("cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(moved)
+    return (moved / world_size()).to(values)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of data parallelism and compilation."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)  # of torch.compile
+        if isinstance(model, DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def everywhere(flag: bool) -> bool:

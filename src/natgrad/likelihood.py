@@ -56,6 +56,18 @@ class Likelihood(ABC):
             f"{type(self).__name__} defines no columns(); use fisher='sampled'"
         )
 
+    def product(self, f: Tensor, v: Tensor, counted: Tensor | None = None) -> Tensor:
+        """``R v`` of each example, for ``v`` shaped like ``f``. By default from the columns.
+
+        Raises:
+            NotImplementedError: see :meth:`columns`.
+        """
+        parts = []
+        for column in self.columns(f, counted):
+            along = (column * v).flatten(1).sum(1)
+            parts.append(column * along.view(-1, *[1] * (f.ndim - 1)))
+        return torch.stack(parts).sum(0)
+
     def draws(
         self,
         f: Tensor,
@@ -149,6 +161,16 @@ class Categorical(Likelihood):
                 column = (column * scale).view(p.shape)
                 yield column.movedim(-1, self.class_dim).to(f.dtype)
 
+    def product(self, f: Tensor, v: Tensor, counted: Tensor | None = None) -> Tensor:
+        """``p v - p <p, v>`` at each counted position."""
+        p = self._classes_last(self._probabilities(f))
+        if counted is None:
+            counted = torch.ones(p.shape[:-1], dtype=torch.bool, device=f.device)
+        u = self._classes_last(v).to(p.dtype)
+        u = p * u - p * (p * u).sum(-1, keepdim=True)
+        u = u * (counted.unsqueeze(-1) * self._scale(f, counted).square())
+        return u.movedim(-1, self.class_dim).to(v.dtype)
+
     def counted(self, f: Tensor, grad_f: Tensor) -> Tensor | None:
         """Positions whose logits received a gradient, ``[n, *positions]``.
 
@@ -204,6 +226,11 @@ class Bernoulli(Likelihood):
         p = f.detach().to(statistics_dtype(f.dtype)).sigmoid()
         yield from _unit_columns((p * (1 - p)).sqrt().to(f.dtype))
 
+    def product(self, f: Tensor, v: Tensor, counted: Tensor | None = None) -> Tensor:
+        """``p (1 - p) v``."""
+        p = f.detach().to(statistics_dtype(f.dtype)).sigmoid()
+        return (p * (1 - p) * v).to(v.dtype)
+
 
 class Gaussian(Likelihood):
     """Normal with mean ``f`` and unit variance, summed over all entries of an example's output.
@@ -232,6 +259,10 @@ class Gaussian(Likelihood):
     def columns(self, f: Tensor, counted: Tensor | None = None) -> Iterator[Tensor]:
         """The unit vectors of an example's output."""
         yield from _unit_columns(torch.ones_like(f.detach()))
+
+    def product(self, f: Tensor, v: Tensor, counted: Tensor | None = None) -> Tensor:
+        """``v``."""
+        return v
 
 
 def _per_example(losses: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ __all__ = [
     "eigen_solve",
     "eigenvalues",
     "eigh",
+    "equilibrated_solve",
     "extreme_eigenvalues",
     "factored_ridges",
     "finite",
@@ -27,6 +28,8 @@ __all__ = [
     "kron_solve",
     "largest_eigenvalue",
     "mean_diagonal",
+    "ridge_is_heard",
+    "ridge_least_squares",
     "right_singular",
     "rotated_product",
     "rotated_quotient",
@@ -250,6 +253,19 @@ def factored_ridges(
     return pi * root, root / pi
 
 
+def equilibrated_solve(M: Tensor, v: Tensor) -> Tensor:
+    """``M^+ v`` for ``v [.., d]``, after scaling ``M`` to a unit diagonal; 0 where that is 0.
+
+    Scaling makes the cut of the pseudo-inverse blind to the units of the entries.
+    """
+    diagonal = M.diagonal(dim1=-2, dim2=-1)
+    scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).rsqrt()
+    scale = torch.where(diagonal > 0, scale, torch.zeros_like(scale))
+    scaled = M * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+    inverse: Tensor = torch.linalg.pinv(scaled, rtol=1e-12, hermitian=True)
+    return scale * (inverse @ (scale * v).unsqueeze(-1)).squeeze(-1)
+
+
 def woodbury_solve(U: Tensor, damping: float, v: Tensor) -> Tensor:
     """``(U U^T + damping I)^-1 v`` for ``U [P, r]`` with few columns (MATH 0.2, V:A9).
 
@@ -263,3 +279,65 @@ def woodbury_solve(U: Tensor, damping: float, v: Tensor) -> Tensor:
     inner = add_ridge(U.mT @ U, damping)
     correction: Tensor = U @ torch.linalg.solve(inner, U.mT @ v)
     return (v - correction) / damping
+
+
+def ridge_is_heard(ridge: float, trace: float, dtype: torch.dtype, data: torch.dtype) -> bool:
+    """Whether a ridge beside a Gram matrix of this trace stands out of its rounding.
+
+    Args:
+        ridge: added to the eigenvalues.
+        trace: of the matrix.
+        dtype: that the matrix is computed in.
+        data: dtype of what it is made of.
+    """
+    return ridge > max(torch.finfo(dtype).eps ** 0.5, 100 * torch.finfo(data).eps) * trace
+
+
+def ridge_least_squares(J: Tensor, b: Tensor, ridge: float, *, tall: bool) -> Tensor:
+    """``argmin_x |J x - b|^2 + ridge |x|^2`` for ``J [R, P]``, as accurate as ``J`` is.
+
+    ``(J^T J + ridge I)^-1 J^T b`` (``tall``) ``= J^T (J J^T + ridge I)^-1 b``, by Cholesky. Where
+    the ridge would drown in the rounding of these products, which have the squared condition of
+    ``J``, by the orthogonal factors ``Q R`` of ``[J; sqrt(ridge) I]`` or ``[J^T; sqrt(ridge) I]``:
+    ``R^-1 Q^T [b; 0]`` and the first rows of ``Q R^-T b``. Without a ridge the solution of least
+    length, from the singular vectors.
+
+    Args:
+        J: the matrix.
+        b: the right-hand side ``[R]``.
+        ridge: the damping.
+        tall: work with ``[P, P]`` matrices instead of ``[R, R]``.
+
+    Returns:
+        ``x [P]``.
+    """
+    if ridge <= 0:
+        return _shortest(J, b)
+    if ridge_is_heard(ridge, float(J.square().sum()), J.dtype, J.dtype):
+        K = add_ridge(J.mT @ J if tall else J @ J.mT, ridge)
+        L, info = torch.linalg.cholesky_ex(K)
+        if int(info) == 0:
+            right = J.mT @ b if tall else b
+            found = torch.cholesky_solve(right.unsqueeze(-1), L).squeeze(-1)
+            return found if tall else J.mT @ found
+    A = J if tall else J.mT
+    n = A.shape[1]
+    stacked = torch.cat([A, ridge**0.5 * torch.eye(n, dtype=J.dtype, device=J.device)])
+    factors, tau = torch.geqrf(stacked)
+    R = factors[:n].triu()
+    if tall:
+        right = torch.cat([b, b.new_zeros(n)]).unsqueeze(-1)
+        rotated = torch.ormqr(factors, tau, right, left=True, transpose=True)
+        return torch.linalg.solve_triangular(R, rotated[:n], upper=True).squeeze(-1)
+    z = torch.linalg.solve_triangular(R.mT, b.unsqueeze(-1), upper=False)
+    padded = torch.cat([z, z.new_zeros(len(stacked) - n, 1)])
+    return torch.ormqr(factors, tau, padded, left=True)[: len(A)].squeeze(-1)
+
+
+def _shortest(J: Tensor, b: Tensor) -> Tensor:
+    """The pseudo-inverse of ``J`` times ``b``."""
+    U, s, Vh = torch.linalg.svd(J, full_matrices=False)
+    kept = s > torch.finfo(J.dtype).eps * max(J.shape) * s.amax()
+    along = torch.where(kept, (U.mT @ b) / s, torch.zeros_like(s))
+    x: Tensor = Vh.mT @ along
+    return x

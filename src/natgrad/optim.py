@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from math import nan
-from typing import Any, ClassVar, overload
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,17 @@ from torch.optim.sgd import sgd
 
 from natgrad import blocks
 from natgrad.arguments import check_range
+from natgrad.averaging import IterateAverage
 from natgrad.checkpoints import check_momentum
 from natgrad.curvature import Joint
 from natgrad.damping import Damping
 from natgrad.loss_scale import scale_of, unscale_
+from natgrad.modes import RandomState, unchanged
 from natgrad.preconditioner import Preconditioner
-from natgrad.quadratic import StepModel
 from natgrad.report import Report
+from natgrad.tuning import Auto, Tuner
 
-__all__ = ["EKFAC", "KFAC", "TEKFAC", "TKFAC", "ExactNGD", "NaturalGradient"]
+__all__ = ["EKFAC", "KFAC", "TEKFAC", "TKFAC", "NaturalGradient"]
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -33,16 +36,19 @@ class NaturalGradient(torch.optim.Optimizer):
 
     Args:
         model: the model as the training loop calls it, not its parameters.
-        lr: learning rate.
-        momentum: heavy-ball momentum on the natural gradient.
+        lr: learning rate; ``"auto"`` or :class:`natgrad.Auto` lets the quadratic model choose it
+            at every step, and what the parameter groups hold under ``lr``, 1 at first, multiplies
+            it: schedulers work as ever.
+        momentum: heavy-ball momentum on the natural gradient; ``"auto"`` likewise.
         nesterov: Nesterov's form of it.
         weight_decay: decoupled, ``w <- (1 - lr weight_decay) w``.
         damping: a number, or an object from :mod:`natgrad.damping`.
         groups: ``[dict(params=..., lr=..., weight_decay=...)]`` as torch's parameter groups; all
             other parameters form the default group.
         reduction_every: every so many steps with a closure, evaluate it once more after the step
-            (a forward and a backward pass, and a product with each block) to compare the loss's
-            change with the quadratic model's; ``stats()["reduction_ratio"]``. None never does.
+            (a forward pass, and a product with each block) to compare the loss's change with the
+            quadratic model's; ``stats()["reduction_ratio"]``. None never does.
+        average: decay of a running average of the iterates, for :meth:`averaged`; None keeps none.
         kwargs: everything else :class:`natgrad.Preconditioner` takes: likelihood, fisher,
             stats_every, refresh_every, decay, reduction, kl_clip, max_norm, shared, strict, fused,
             logits, seed, nonfinite.
@@ -57,29 +63,35 @@ class NaturalGradient(torch.optim.Optimizer):
     def __init__(
         self,
         model: nn.Module,
-        lr: float,
-        momentum: float = 0.9,
+        lr: float | Auto | Literal["auto"],
+        momentum: float | Literal["auto"] = 0.9,
         *,
         nesterov: bool = False,
         weight_decay: float = 0.0,
         damping: float | Damping = 1e-3,
         groups: Sequence[dict[str, Any]] | None = None,
         reduction_every: int | None = None,
+        average: float | None = None,
         **kwargs: Any,
     ) -> None:
-        check_range(
-            "reduction_every", reduction_every, reduction_every is None or reduction_every >= 1,
-            "at least 1 or None",
-        )  # fmt: skip
-        self.reduction_every, self.reduction_ratio = reduction_every, nan
+        in_range = average is None or 0 <= average < 1
+        check_range("average", average, in_range, "in [0, 1) or None")
+        auto_lr, auto_momentum = _auto(lr, momentum)
+        chooses = auto_lr is not None or auto_momentum
+        check_range("nesterov", nesterov, not (nesterov and chooses), "False with lr='auto'")
         defaults = {
-            "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
-        }  # fmt: skip
+            "lr": lr if auto_lr is None else 1.0,
+            "momentum": 1.0 if auto_momentum else momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+        }
         super().__init__(_parameter_groups(model, groups), defaults)
         self.preconditioner = Preconditioner(model, type(self).block, damping=damping, **kwargs)
+        self.tuner = Tuner(self.preconditioner, auto_lr, auto_momentum, reduction_every)
+        self.average = None if average is None else IterateAverage(self, average)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("preconditioner", "reduction_every", "reduction_ratio")
+        own = ("preconditioner", "tuner", "average")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -97,69 +109,92 @@ class NaturalGradient(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *, targets: Tensor | None = None) -> None: ...
 
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float], *, targets: Tensor | None = None) -> float: ...
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(
+        self, closure: Callable[[], float] | None = None, *, targets: Tensor | None = None
+    ) -> float | None:
         """One step; ``.grad`` holds the natural gradient afterwards.
 
         Args:
-            closure: evaluates the loss again and returns it, as for any torch optimizer.
+            closure: evaluates the loss again and returns it, as for any torch optimizer. Where the
+                loss is wanted after the step too, it is called once more without gradients; one
+                that can't be (it calls ``backward()`` whether ``torch.is_grad_enabled()`` or not)
+                is called with them.
+            targets: of the batch, with a likelihood: the loss is then its mean negative
+                log-likelihood, which takes one forward pass after the step and none before.
 
         Raises:
-            RuntimeError: see :meth:`natgrad.Preconditioner.step`.
+            RuntimeError: see :meth:`natgrad.Preconditioner.step`; or the loss is needed after the
+                step (:class:`natgrad.damping.LevenbergMarquardt`), and there is no way to it.
         """
+        pre, tuner = self.preconditioner, self.tuner
+        tuner.check(closure is not None, targets is not None)
+        evaluates = tuner.evaluates(pre.steps) and (closure is not None or targets is not None)
+        random = RandomState.of(pre.model) if evaluates and closure is not None else None
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         loss_scale = scale_of(self)
         unscale_(self)
-        measures = closure is not None and self._measures()
-        self.preconditioner.keeps_solved = measures
-        if not self.preconditioner.step(lr=self._rate_of(), loss_scale=loss_scale):
-            return loss
-        model = self._model() if measures else None
-        for group in self.param_groups:
-            self._update(group)
-        if closure is not None and loss is not None and model is not None:
-            self.reduction_ratio = model.ratio(_value(loss), self._again(closure))
+        pre.keeps_solved = tuner.chooses or evaluates
+        try:
+            if pre.step(lr=self._rate_of(), loss_scale=loss_scale):
+                before = again = None
+                if evaluates and targets is not None:
+                    before, again = tuner.losses(targets)
+                elif evaluates and closure is not None:
+                    again = partial(self._again, closure, random)
+                before = before if loss is None else _value(loss)
+                stays = tuner.take(self, self._update_all, before, again)
+                if stays and self.average is not None:
+                    self.average.update(pre.steps)
+        finally:
+            tuner.clear()
         return loss
 
-    def _measures(self) -> bool:
-        every = self.reduction_every
-        return every is not None and self.preconditioner.steps % every == 0
-
-    def _model(self) -> StepModel:
-        parameters = [p for group in self.param_groups for p in group["params"]]
+    def _again(self, closure: Callable[[], float], random: RandomState | None) -> float:
+        """The loss after the step; all but the closure's own doings stays as it is."""
         pre = self.preconditioner
-        return StepModel(pre.curvature, pre.solved, parameters)
-
-    def _again(self, closure: Callable[[], float]) -> float:
-        """The loss after the step; statistics and gradients stay as they are."""
-        tap = self.preconditioner.tap
         grads = [(p, p.grad) for group in self.param_groups for p in group["params"]]
-        active, tap.active = tap.active, False
         try:
-            for p, _ in grads:
-                p.grad = None
-            with torch.enable_grad():
-                return _value(closure())
+            with unchanged(pre.model, random), pre.silently():
+                return _value(self._evaluated(closure, [p for p, _ in grads]))
         finally:
-            tap.active = active
             for p, grad in grads:
                 p.grad = grad
+
+    def _evaluated(self, closure: Callable[[], float], parameters: Sequence[nn.Parameter]) -> float:
+        if not self.tuner.backward_again:
+            try:
+                with torch.no_grad():
+                    return closure()
+            except RuntimeError as error:
+                if "does not require grad" not in str(error):
+                    raise
+                self.tuner.backward_again = True
+        for p in parameters:
+            p.grad = None
+        with torch.enable_grad():
+            return closure()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, and with them the statistics that wait for a step."""
         super().zero_grad(set_to_none)
         self.preconditioner.discard()
+        self.tuner.clear()
 
     def _rate_of(self) -> Callable[[nn.Parameter], float]:
         rates = {id(p): float(group["lr"]) for group in self.param_groups for p in group["params"]}
         return lambda parameter: rates.get(id(parameter), 0.0)
+
+    def _update_all(self) -> None:
+        for group in self.param_groups:
+            self._update(group)
 
     @torch.no_grad()
     def _update(self, group: dict[str, Any]) -> None:
@@ -180,7 +215,11 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Torch's state plus the preconditioner's; loads with ``weights_only=True``."""
-        return {**super().state_dict(), "preconditioner": self.preconditioner.state_dict()}
+        return {
+            **super().state_dict(),
+            "preconditioner": self.preconditioner.state_dict(),
+            "tuner": self.tuner.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume bit-exactly. A checkpoint without curvature (plain SGD's) loads with a warning.
@@ -189,7 +228,8 @@ class NaturalGradient(torch.optim.Optimizer):
             RuntimeError: a checkpoint of another model or method; names the parameter, or the
                 layer and the factor. Nothing has changed then.
         """
-        plain = {key: value for key, value in state_dict.items() if key != "preconditioner"}
+        own = ("preconditioner", "tuner")
+        plain = {key: value for key, value in state_dict.items() if key not in own}
         if "preconditioner" in state_dict:
             self.preconditioner.check_state(state_dict["preconditioner"])
         check_momentum(plain, self.param_groups, self.preconditioner.model)
@@ -199,6 +239,7 @@ class NaturalGradient(torch.optim.Optimizer):
                 group.setdefault(name, self.defaults[name])
         if "preconditioner" in state_dict:
             self.preconditioner.load_state_dict(state_dict["preconditioner"])
+            self.tuner.load_state_dict(state_dict.get("tuner", {}))
         else:
             warnings.warn(
                 "natgrad: the checkpoint holds no curvature statistics (written by another "
@@ -209,6 +250,17 @@ class NaturalGradient(torch.optim.Optimizer):
     def remove(self) -> None:
         """Take natgrad's hooks off the model; this optimizer can't be used any more."""
         self.preconditioner.remove()
+        self.tuner.remove()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The parameters are their running averages inside: ``with opt.averaged(): validate()``.
+
+        Raises:
+            RuntimeError: no average is kept.
+        """
+        if self.average is None:
+            raise RuntimeError("natgrad keeps no average of the iterates: say average=0.99")
+        return self.average.in_place()
 
     def report(self) -> Report:
         """Every parameter: how it is handled, block sizes, memory, share of the work, and why."""
@@ -217,10 +269,10 @@ class NaturalGradient(torch.optim.Optimizer):
     def stats(self) -> dict[str, float]:
         """Live figures by name, cheap enough for every step (:meth:`Preconditioner.stats`).
 
-        ``reduction_ratio`` beside them: the loss's change in the last step measured, over the
-        change of the quadratic model; NaN before (``reduction_every=``).
+        Beside them those of :meth:`natgrad.tuning.Tuner.stats`: learning rate, momentum, damping,
+        reduction ratio, and how many steps were taken back.
         """
-        return {**self.preconditioner.stats(), "reduction_ratio": self.reduction_ratio}
+        return {**self.preconditioner.stats(), **self.tuner.stats()}
 
 
 class KFAC(NaturalGradient):
@@ -264,26 +316,12 @@ class TEKFAC(NaturalGradient):
     block = blocks.TEKFAC
 
 
-class ExactNGD(NaturalGradient):
-    """The exact natural gradient of the current batch, for small networks (MATH 0.2).
-
-    ``U = (F + damping I)^-1 M`` over all covered parameters at once, with the Fisher matrix
-    written out or by the Woodbury identity, whichever is smaller; ``damping=0`` is the
-    pseudo-inverse, and linear regression is then solved in one step with ``lr=1`` (V:G4). A plain
-    number as damping is added to the eigenvalues.
-
-    Arguments: :class:`NaturalGradient`, but ``fisher="exact"`` is the default, ``decay`` and
-    ``shared`` have no meaning (nothing is averaged over batches, nothing approximated), and
-    ``fused`` is refused.
-    """
-
-    block = Joint
-
-    def __init__(
-        self, model: nn.Module, lr: float, momentum: float = 0.9, *, fisher: str = "exact",
-        **kwargs: Any,
-    ) -> None:  # fmt: skip
-        super().__init__(model, lr, momentum, fisher=fisher, **kwargs)
+def _auto(lr: Any, momentum: Any) -> tuple[Auto | None, bool]:
+    """What the quadratic model is to choose: a learning rate, in what way, and momentum."""
+    for name, given in (("lr", lr), ("momentum", momentum)):
+        if isinstance(given, str) and given != "auto":
+            raise ValueError(f"{name} must be a number or 'auto', got {given!r}")
+    return Auto() if lr == "auto" else lr if isinstance(lr, Auto) else None, momentum == "auto"
 
 
 def _value(loss: Any) -> float:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from math import nan
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from natgrad import distributed
 from natgrad.arguments import check_choice, check_coverage, check_range
 from natgrad.blocks import Block
 from natgrad.blocks.base import Shared
 from natgrad.checkpoints import check_parameters, shapes_of
-from natgrad.clip import Rate, divergence, kl_scale, length_scale
+from natgrad.clip import Bounds, Rate
 from natgrad.curvature import Blockwise, Curvature, Joint, Layer, Solved
 from natgrad.damping import Damping, checked
 from natgrad.fused import FusedGradients
@@ -25,6 +25,7 @@ from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey
 from natgrad.report import Report, report_on
 from natgrad.sample import Sample
+from natgrad.schedule import Schedule
 from natgrad.tap import Tap
 
 __all__ = ["Preconditioner"]
@@ -41,7 +42,7 @@ class Preconditioner:
         loss.backward(); pre.step(); adam.step(); adam.zero_grad()
 
     Steps count from 0: statistics when ``k % stats_every == 0``, decompositions when
-    ``k % refresh_every == 0``.
+    ``k % refresh_every == 0`` (:class:`natgrad.schedule.Schedule`).
 
     Args:
         model: the model as the training loop calls it; its ``forward`` must be what is called.
@@ -54,6 +55,7 @@ class Preconditioner:
         fisher: ``"sampled"`` or ``"exact"``, with a likelihood.
         stats_every: steps between statistics.
         refresh_every: steps between decompositions, a multiple of which needs new statistics.
+        burn_in: the first so many steps take statistics and decompose, each of them.
         decay: weight of the old statistics in the bias-corrected average.
         reduction: how the user's loss is reduced over examples; used by the empirical Fisher only.
         kl_clip: bound ``kappa`` on ``lr^2 sum_l <U_l, M_l>``: the whole step is scaled by
@@ -90,6 +92,7 @@ class Preconditioner:
         fisher: Literal["sampled", "exact"] = "sampled",
         stats_every: int = 1,
         refresh_every: int = 1,
+        burn_in: int = 0,
         decay: float = 0.95,
         reduction: Literal["mean", "sum"] = "mean",
         kl_clip: float | None = None,
@@ -105,19 +108,13 @@ class Preconditioner:
         check_choice("reduction", reduction, ("mean", "sum"))
         check_choice("shared", shared, ("expand", "reduce"))
         check_choice("nonfinite", nonfinite, ("skip", "raise"))
-        check_range("stats_every", stats_every, stats_every >= 1, "at least 1")
-        check_range("refresh_every", refresh_every, refresh_every >= 1, "at least 1")
         check_range("decay", decay, 0 <= decay <= 1, "in [0, 1]")
-        check_range("kl_clip", kl_clip, kl_clip is None or kl_clip > 0, "positive or None")
-        check_range("max_norm", max_norm, max_norm is None or max_norm > 0, "positive or None")
         self.model, self.strict, self.guard = model, strict, Guard(nonfinite)
-        self.stats_every, self.refresh_every = stats_every, refresh_every
-        self.kl_clip, self.max_norm = kl_clip, max_norm
+        self.schedule = Schedule(stats_every, refresh_every, burn_in)
+        self.bounds, self.damping = Bounds(kl_clip, max_norm), checked(damping)
         self.steps = 0
         self.keeps_solved = False  #: whether the last step's gradients stay in :attr:`solved`
         self.solved: list[Solved] = []
-        self._twice_kl: Tensor | None = None
-        self._clip: Tensor | None = None
         self._remarked = False
         scaled = {
             "scaled_by_loss": likelihood is None,
@@ -126,10 +123,10 @@ class Preconditioner:
         self.curvature: Curvature
         if issubclass(block, Joint):
             check_range("fused", fused, not fused, "False for the exact natural gradient")
-            self.curvature = block(damping=checked(damping), **scaled)
+            self.curvature = block(damping=self.damping, **scaled)
         else:
             self.curvature = Blockwise(
-                block, damping=checked(damping), decay=decay, shared=shared,
+                block, damping=self.damping, decay=decay, shared=shared,
                 keeps_plain=kl_clip is not None, **scaled,
             )  # fmt: skip
         views = self._read()
@@ -183,7 +180,7 @@ class Preconditioner:
         return not any(p.grad is not None and bool(p.grad.any()) for p in self._parameters)
 
     def _observe(self, index: int, sample: Sample) -> None:
-        refreshing = self.steps % self.refresh_every == 0
+        refreshing = self.schedule.refreshes(self.steps)
         self.curvature.observe(index, sample, self.tap.delivering, refreshing)
 
     def _fusing(self, views: list[LayerView]) -> FusedGradients:
@@ -197,10 +194,14 @@ class Preconditioner:
 
     def _fuses(self, index: int) -> bool:
         assert isinstance(self.curvature, Blockwise)
+        if self.tap.running:  # the model is run silently
+            return False
         if distributed.world_size() > 1:  # gradients are averaged before they are preconditioned
             return False
-        changes = self.curvature.solves_changed_at(index, self.stats_every, self.refresh_every)
-        return bool(changes) and self.steps % changes != 0 and self.steps % self.refresh_every != 0
+        statistics = self.schedule.takes_statistics(self.steps)
+        if self.schedule.refreshes(self.steps):
+            return False
+        return self.curvature.solves_as_before(index, statistics)
 
     # one step -----------------------------------------------------------------------------------
 
@@ -236,25 +237,26 @@ class Preconditioner:
         if not self._finite():
             self.guard.skip(self._not_finite, self.discard)
             return False
-        refreshing = self.steps % self.refresh_every == 0
-        if self.steps % self.stats_every == 0:
+        refreshing = self.schedule.refreshes(self.steps)
+        if self.schedule.takes_statistics(self.steps):
             self.curvature.commit(loss_scale, refreshing)
         if refreshing:
             self.curvature.refresh()
             if not changed:
                 self._remark_unheard()
         solved = self.curvature.solve()
-        self.solved = solved if self.keeps_solved else []
-        self._write(solved, lr)
+        self.solved = [s.apart() for s in solved] if self.keeps_solved else []
+        self.bounds.write(solved, lr)
         self.steps += 1
+        self.schedule.passed()
         self.guard.passed()
         self.tap.draws.keep()
-        self.tap.active = self.steps % self.stats_every == 0
+        self.tap.active = self.schedule.takes_statistics(self.steps)
         return True
 
     def _remark_unheard(self) -> None:
         """Warn once of layers whose gradient came some way that the tap does not hear."""
-        if self._remarked or self.steps % self.stats_every != 0:
+        if self._remarked or not self.schedule.takes_statistics(self.steps):
             return
         unheard = [
             repr(layer.view.name)
@@ -272,17 +274,6 @@ class Preconditioner:
                 stacklevel=5,
             )
 
-    def _write(self, solved: list[Solved], lr: Rate) -> None:
-        """Bound the step, and put it into ``.grad``."""
-        self._twice_kl, self._clip = divergence(solved, lr), None
-        if self.kl_clip is not None and self._twice_kl is not None:
-            self._clip = kl_scale(self._twice_kl, self.kl_clip)
-        if self.max_norm is not None and solved:
-            short = length_scale(solved, lr, self.max_norm)
-            self._clip = short if self._clip is None else torch.minimum(short, self._clip)
-        for view, _, U in solved:
-            view.set_grad(U if self._clip is None else U * self._clip)
-
     def _finite(self) -> bool:
         """Whether every gradient and everything that waits is finite."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -293,6 +284,21 @@ class Preconditioner:
         named += [(f"statistics of layer {n!r}", x) for n, x in self.curvature.waiting()]
         bad = [n for n, x in named if x is not None and not bool(torch.isfinite(x).all())]
         return ", ".join(dict.fromkeys(bad)) or "in another process"
+
+    @contextmanager
+    def silently(self) -> Iterator[None]:
+        """The model may be run without being listened to."""
+        active, running = self.tap.active, self.tap.running
+        self.tap.active, self.tap.running = False, True
+        try:
+            yield
+        finally:
+            self.tap.active, self.tap.running = active, running
+
+    def keep_plain(self) -> None:
+        """Let fused layers keep their plain gradients for the step too."""
+        if isinstance(self.curvature, Blockwise):
+            self.curvature.keeps_plain = True
 
     def discard(self) -> None:
         """Drop what backward passes since the last step have left, as if they had not been."""
@@ -309,6 +315,7 @@ class Preconditioner:
             "draws": self.tap.draws.state_dict(),
             "steps": self.steps,
             "skipped": self.skipped,
+            "forced": self.schedule.forced,
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -337,7 +344,8 @@ class Preconditioner:
         self.curvature.load_state_dict(state["curvature"])
         self.tap.draws.load_state_dict(state["draws"])
         self.steps, self.guard.skipped = state["steps"], state["skipped"]
-        self.tap.active = self.steps % self.stats_every == 0
+        self.schedule.forced = state.get("forced", False)
+        self.tap.active = self.schedule.takes_statistics(self.steps)
 
     # figures ------------------------------------------------------------------------------------
 
@@ -351,12 +359,10 @@ class Preconditioner:
         |F|^2``), ``eigenvalue_min`` and ``eigenvalue_max`` of the damped block (of factored blocks
         by power iteration, to a few percent), ``failures`` in a row.
         """
-        twice = self._twice_kl
         return {
             "step": float(self.steps),
             "skipped": float(self.skipped),
-            "kl": nan if twice is None else float(twice) / 2,
-            "clip": 1.0 if self._clip is None else float(self._clip),
+            **self.bounds.figures(),
             **self.curvature.figures(),
         }
 
@@ -369,6 +375,6 @@ class Preconditioner:
     def report(self) -> Report:
         """Every parameter: how it is handled, block sizes, memory, share of the work, and why."""
         return report_on(
-            self.model, self.curvature, self.views, self.uncovered, self.stats_every,
-            self.refresh_every,
+            self.model, self.curvature, self.views, self.uncovered, self.schedule.stats_every,
+            self.schedule.refresh_every,
         )  # fmt: skip

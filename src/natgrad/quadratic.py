@@ -2,14 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from natgrad import linalg
 from natgrad.curvature import Curvature, Solved
+from natgrad.layers import LayerView
 
-__all__ = ["StepModel"]
+__all__ = ["Gradient", "Quadratic", "StepModel"]
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """``M(w) = <b, w> + 1/2 w^T A w`` over the coefficients of ``k`` directions ``v_i``.
+
+    Martens & Grosse 2015 (arXiv 1503.05671), sections 6.4 and 7: with ``A_ij = v_i^T F v_j``,
+    ``D_ij = <v_i, v_j>`` and ``b_i = <g, v_i>`` it is the quadratic model of the loss's change
+    along ``sum_i w_i v_i``.
+
+    Args:
+        A: curvature, ``[k, k]`` in float64.
+        D: inner products, ``[k, k]``.
+        b: products with the gradient, ``[k]``.
+    """
+
+    A: Tensor
+    D: Tensor
+    b: Tensor
+
+    def minimiser(self, damping: float, fixed: Sequence[float | None]) -> list[float]:
+        """The ``w`` that minimises ``M(w) + damping/2 w^T D w``, some of it given.
+
+        Directions without length or curvature get 0.
+
+        Args:
+            damping: added to the curvature.
+            fixed: a coefficient each, or None where it is wanted.
+        """
+        w = torch.tensor([0.0 if value is None else value for value in fixed], dtype=self.A.dtype)
+        free = [index for index, value in enumerate(fixed) if value is None]
+        if free:
+            damped = self.A + damping * self.D
+            right = -(self.b + damped @ w)[free]
+            w[free] = linalg.equilibrated_solve(damped[free][:, free], right)
+        return [float(value) for value in w]
+
+    def change(self, w: Sequence[float]) -> float:
+        """``M(w)``, without damping."""
+        coefficients = torch.tensor(w, dtype=self.A.dtype)
+        return float(self.b @ coefficients + coefficients @ self.A @ coefficients / 2)
+
+
+class Gradient:
+    """The plain gradient of a step: layers' matrices, and what no layer covers.
+
+    Args:
+        solved: the layers' gradients, with the plain ones known.
+        parameters: all of the step; the uncovered ones' ``.grad`` is still plain.
+    """
+
+    def __init__(self, solved: Sequence[Solved], parameters: Sequence[nn.Parameter]) -> None:
+        self.solved = [s for s in solved if s.M is not None]
+        covered = {id(p) for s in solved for p in s.view.parameters().values()}
+        self.rest = [
+            (p, p.grad.clone()) for p in parameters if p.grad is not None and id(p) not in covered
+        ]
+
+    def along(self, move: Mapping[nn.Parameter, Tensor]) -> Tensor:
+        """``<g, v>`` for a displacement of each parameter."""
+        terms = [torch.dot(grad.flatten(), move[p].flatten()) for p, grad in self.rest]
+        for view, M, _ in self.solved:
+            assert M is not None
+            terms.append(torch.dot(M.reshape(-1), matrix_of(view, move).reshape(-1).to(M)))
+        return torch.stack([term.double().cpu() for term in terms]).sum()
+
+
+def matrix_of(view: LayerView, move: Mapping[nn.Parameter, Tensor]) -> Tensor:
+    """A layer's part of a displacement, as a matrix."""
+    slots = view.slots()
+    return view.to_matrix({name: slot.of(move[slot.parameter]) for name, slot in slots.items()})
 
 
 class StepModel:
@@ -20,42 +94,14 @@ class StepModel:
 
     Args:
         curvature: of the model.
-        solved: the layers' gradients of the step.
-        parameters: all parameters of the step, whose gradients are still those of uncovered ones.
+        gradient: of the step.
     """
 
-    def __init__(
-        self, curvature: Curvature, solved: Sequence[Solved], parameters: Sequence[nn.Parameter]
-    ) -> None:
-        self.curvature, self.solved = curvature, solved
-        covered = {id(p) for s in solved for p in s.view.parameters().values()}
-        self._before = {id(p): p.detach().clone() for p in parameters}
-        self._rest = [
-            (p, p.grad.clone()) for p in parameters if p.grad is not None and id(p) not in covered
-        ]
+    def __init__(self, curvature: Curvature, gradient: Gradient) -> None:
+        self.curvature, self.gradient = curvature, gradient
 
-    def change(self) -> Tensor:
-        """``m(delta)`` for the step that the parameters have made since."""
-        directions = [self._direction(s) for s in self.solved]
-        linear = [
-            (s.M * delta).sum()
-            for s, delta in zip(self.solved, directions, strict=True)
-            if s.M is not None
-        ]
-        linear += [(grad * self._moved(p)).sum() for p, grad in self._rest]
-        views = [s.view for s in self.solved]
-        curved = self.curvature.quadratic(list(zip(views, directions, strict=True)))
-        return torch.stack([term.to(curved) for term in linear]).sum() + curved / 2
-
-    def ratio(self, before: float, after: float) -> float:
-        """The loss's change over the model's: 1 where the model is right (MATH 7)."""
-        foretold = float(self.change())
-        return (after - before) / foretold if foretold else float("nan")
-
-    def _moved(self, p: nn.Parameter) -> Tensor:
-        return p.detach() - self._before[id(p)]
-
-    def _direction(self, solved: Solved) -> Tensor:
-        slots = solved.view.slots()
-        moved = {name: slot.of(self._moved(slot.parameter)) for name, slot in slots.items()}
-        return solved.view.to_matrix(moved)
+    def change(self, move: Mapping[nn.Parameter, Tensor]) -> float:
+        """``m(delta)`` for a displacement of each parameter."""
+        directions = [(s.view, matrix_of(s.view, move)) for s in self.gradient.solved]
+        curved = float(self.curvature.quadratic(directions)) if directions else 0.0
+        return float(self.gradient.along(move)) + curved / 2

@@ -142,7 +142,7 @@ class Tap:
         self._loud.clear()
 
     def _trains(self) -> bool:
-        trains = self.model.training and torch.is_grad_enabled()
+        trains = self.model.training and torch.is_grad_enabled() and not self.running
         return trains and not in_backward()  # checkpointing runs forward again
 
     def _record(

@@ -27,6 +27,14 @@ class Solved(NamedTuple):
     M: Tensor | None  #: None where a fused layer never formed it
     U: Tensor
 
+    def apart(self) -> Solved:
+        """The same, ``M`` in memory of its own; of a layer without bias it may be ``.grad``."""
+        grads = (p.grad for p in self.view.parameters().values())
+        places = {grad.untyped_storage().data_ptr() for grad in grads if grad is not None}
+        if self.M is None or self.M.untyped_storage().data_ptr() not in places:
+            return self
+        return self._replace(M=self.M.clone())
+
 
 class Curvature(Protocol):
     """Observes samples during backward passes, and turns gradients into natural ones in a step."""

@@ -171,12 +171,13 @@ class Blockwise:
 
     # gradients ----------------------------------------------------------------------------------
 
-    def solves_changed_at(self, index: int, stats_every: int, refresh_every: int) -> int:
-        """Steps between changes of what this layer's gradient is solved with; 0: not ready."""
+    def solves_as_before(self, index: int, statistics: bool) -> bool:
+        """Whether a layer's gradient is solved with what is known, if ``statistics`` enter or not.
+
+        False also where nothing is known yet.
+        """
         block = self.layers[index].block
-        if not block.is_ready:
-            return 0
-        return stats_every if block.solves_with_moments else refresh_every
+        return block.is_ready and not (statistics and block.solves_with_moments)
 
     def solve_rows(self, index: int, rows: Sample) -> Tensor:
         """The natural gradient of one layer from the rows of the user's backward pass."""
