@@ -35,7 +35,7 @@ imports: $(VENV)/.dev
 
 # make constraints: resolve what is tested with anew (needs uv on the path).
 constraints:
-	uv pip compile --universal --python-version 3.10 --extra lab --extra dev --no-header \
+	uv pip compile --universal --python-version 3.10 --extra lab --extra dev --extra peers --no-header \
 	  --no-annotate pyproject.toml | grep -v -E '^(nvidia|cuda|triton)' > .constraints
 	(head -1 constraints.txt; sort -f .constraints) > .renewed
 	mv .renewed constraints.txt; rm .constraints

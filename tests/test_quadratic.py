@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import natgrad
 from natgrad import Categorical, Gaussian
+from natgrad.quadratic import Quadratic
 from tests.networks import mlp, normal, relative
 
 OPTIMIZERS = (natgrad.KFAC, natgrad.EKFAC, natgrad.TKFAC, natgrad.TEKFAC, natgrad.ExactNGD)
@@ -95,3 +96,25 @@ def test_uncovered_parameters_enter_with_their_gradient():
 def test_the_interval_must_make_sense():
     with pytest.raises(ValueError, match="reduction_every must be at least 1 or None, got 0"):
         natgrad.KFAC(mlp(4, 3), lr=0.1, reduction_every=0)
+
+
+def small(*b: float) -> Quadratic:
+    A, D = torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.eye(2)
+    return Quadratic(A.double(), D.double(), torch.tensor(b).double())
+
+
+def test_the_minimiser_with_and_without_a_given_coefficient():
+    found = small(1.0, -2.0).minimiser(0.5, [None, None])
+    expected = torch.linalg.solve(torch.tensor([[2.5, 1.0], [1.0, 3.5]]), torch.tensor([-1.0, 2.0]))
+    assert found == pytest.approx(expected.tolist())
+    assert small(1.0, -2.0).minimiser(0.5, [0.4, None]) == pytest.approx([0.4, 1.6 / 3.5])
+    assert small(1.0, -2.0).minimiser(0.5, [0.4, 0.1]) == pytest.approx([0.4, 0.1])
+    assert small(1.0, -2.0).change([0.4, 0.1]) == pytest.approx(0.2 + 0.175 + 0.04)
+
+
+def test_directions_without_length_or_curvature_and_what_is_not_finite_get_nothing():
+    flat = Quadratic(torch.diag(torch.tensor([2.0, 0.0])).double(), torch.zeros(2, 2).double(),
+                     torch.tensor([-2.0, 1.0]).double())  # fmt: skip
+    assert flat.minimiser(0.1, [None, None]) == pytest.approx([1, 0])
+    broken = Quadratic(small(1, 1).A * math.inf, small(1, 1).D, small(1, 1).b)
+    assert broken.minimiser(0.1, [None, 0.9]) == [0, 0.9]

@@ -33,8 +33,9 @@ class IterateAverage:
         """Take the parameters after step ``k``, counted from 1, into the average."""
         state, weight = self.optimizer.state, 1 - min(1 - 1 / k, self.decay)
         known = [p for p in self._parameters() if "average" in state[p]]
-        averages = [state[p]["average"] for p in known]
-        torch._foreach_lerp_(averages, [p.detach() for p in known], weight)
+        if known:
+            averages = [state[p]["average"] for p in known]
+            torch._foreach_lerp_(averages, [p.detach() for p in known], weight)
         for p in self._parameters():
             if "average" not in state[p]:
                 state[p]["average"] = p.detach().clone()

@@ -290,7 +290,8 @@ def ridge_is_heard(ridge: float, trace: float, dtype: torch.dtype, data: torch.d
         dtype: that the matrix is computed in.
         data: dtype of what it is made of.
     """
-    return ridge > max(torch.finfo(dtype).eps ** 0.5, 100 * torch.finfo(data).eps) * trace
+    heard: bool = ridge > max(torch.finfo(dtype).eps ** 0.5, 100 * torch.finfo(data).eps) * trace
+    return heard
 
 
 def ridge_least_squares(J: Tensor, b: Tensor, ridge: float, *, tall: bool) -> Tensor:
@@ -328,7 +329,8 @@ def ridge_least_squares(J: Tensor, b: Tensor, ridge: float, *, tall: bool) -> Te
     if tall:
         right = torch.cat([b, b.new_zeros(n)]).unsqueeze(-1)
         rotated = torch.ormqr(factors, tau, right, left=True, transpose=True)
-        return torch.linalg.solve_triangular(R, rotated[:n], upper=True).squeeze(-1)
+        x: Tensor = torch.linalg.solve_triangular(R, rotated[:n], upper=True).squeeze(-1)
+        return x
     z = torch.linalg.solve_triangular(R.mT, b.unsqueeze(-1), upper=False)
     padded = torch.cat([z, z.new_zeros(len(stacked) - n, 1)])
     return torch.ormqr(factors, tau, padded, left=True)[: len(A)].squeeze(-1)
@@ -339,5 +341,4 @@ def _shortest(J: Tensor, b: Tensor) -> Tensor:
     U, s, Vh = torch.linalg.svd(J, full_matrices=False)
     kept = s > torch.finfo(J.dtype).eps * max(J.shape) * s.amax()
     along = torch.where(kept, (U.mT @ b) / s, torch.zeros_like(s))
-    x: Tensor = Vh.mT @ along
-    return x
+    return torch.mv(Vh.mT, along)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RandomState", "autocasts", "evaluating", "unchanged", "without_autocast"]
+__all__ = ["RandomState", "autocasting", "autocasts", "evaluating", "unchanged", "without_autocast"]
 
 
 @contextmanager
@@ -28,6 +28,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def autocasts(kind: str) -> bool:
     """Whether autocast is on for this kind of device."""
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def autocasting(kind: str, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast to ``dtype`` for this kind of device, off where that is None."""
+    return without_autocast(kind) if dtype is None else torch.autocast(kind, dtype)
 
 
 def without_autocast(kind: str) -> AbstractContextManager[Any]:

@@ -87,7 +87,11 @@ class NaturalGradient(torch.optim.Optimizer):
         }
         super().__init__(_parameter_groups(model, groups), defaults)
         self.preconditioner = Preconditioner(model, type(self).block, damping=damping, **kwargs)
-        self.tuner = Tuner(self.preconditioner, auto_lr, auto_momentum, reduction_every)
+        try:
+            self.tuner = Tuner(self.preconditioner, auto_lr, auto_momentum, reduction_every)
+        except ValueError:
+            self.preconditioner.remove()
+            raise
         self.average = None if average is None else IterateAverage(self, average)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -159,34 +163,33 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _again(self, closure: Callable[[], float], random: RandomState | None) -> float:
         """The loss after the step; all but the closure's own doings stays as it is."""
-        pre = self.preconditioner
         grads = [(p, p.grad) for group in self.param_groups for p in group["params"]]
+        for p, _ in grads:
+            p.grad = None  # a closure may zero them in place
         try:
-            with unchanged(pre.model, random), pre.silently():
-                return _value(self._evaluated(closure, [p for p, _ in grads]))
+            return self._evaluated(closure, random)
         finally:
             for p, grad in grads:
                 p.grad = grad
 
-    def _evaluated(self, closure: Callable[[], float], parameters: Sequence[nn.Parameter]) -> float:
+    def _evaluated(self, closure: Callable[[], float], random: RandomState | None) -> float:
+        pre = self.preconditioner
         if not self.tuner.backward_again:
             try:
-                with torch.no_grad():
-                    return closure()
+                with unchanged(pre.model, random), pre.silently(), torch.no_grad():
+                    return _value(closure())
             except RuntimeError as error:
                 if "does not require grad" not in str(error):
                     raise
                 self.tuner.backward_again = True
-        for p in parameters:
-            p.grad = None
-        with torch.enable_grad():
-            return closure()
+        with unchanged(pre.model, random), pre.silently(), torch.enable_grad():
+            return _value(closure())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, and with them the statistics that wait for a step."""
         super().zero_grad(set_to_none)
         self.preconditioner.discard()
-        self.tuner.clear()
+        self.tuner.drop()
 
     def _rate_of(self) -> Callable[[nn.Parameter], float]:
         rates = {id(p): float(group["lr"]) for group in self.param_groups for p in group["params"]}

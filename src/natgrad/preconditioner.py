@@ -130,7 +130,8 @@ class Preconditioner:
                 keeps_plain=kl_clip is not None, **scaled,
             )  # fmt: skip
         views = self._read()
-        check_coverage(views, self.uncovered, strict)
+        # residuals need no layers: without, the exact optimizer refuses steps on gradients alone
+        check_coverage(views, self.uncovered, strict, some=not issubclass(block, Joint))
         self._fused = self._fusing(views) if fused else None  # before the tap, which must see
         self.tap = Tap(  # the outputs that fusing leaves
             model, views, self._observe, likelihood=likelihood, fisher=fisher, logits=logits,

@@ -36,7 +36,7 @@ class Quadratic:
     def minimiser(self, damping: float, fixed: Sequence[float | None]) -> list[float]:
         """The ``w`` that minimises ``M(w) + damping/2 w^T D w``, some of it given.
 
-        Directions without length or curvature get 0.
+        Directions without length or curvature get 0, and all where it is not finite.
 
         Args:
             damping: added to the curvature.
@@ -47,7 +47,8 @@ class Quadratic:
         if free:
             damped = self.A + damping * self.D
             right = -(self.b + damped @ w)[free]
-            w[free] = linalg.equilibrated_solve(damped[free][:, free], right)
+            found = linalg.equilibrated_solve(damped[free][:, free], right)
+            w[free] = torch.where(found.isfinite().all(), found, 0.0)
         return [float(value) for value in w]
 
     def change(self, w: Sequence[float]) -> float:

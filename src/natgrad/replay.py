@@ -27,9 +27,12 @@ from natgrad.calls import in_backward
 from natgrad.hooks import Hook
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey, logits_of
-from natgrad.modes import RandomState, unchanged, without_autocast
+from natgrad.modes import RandomState, autocasting, autocasts, unchanged, without_autocast
+from natgrad.sample import statistics_dtype
 
 __all__ = ["Call", "Replay"]
+
+NO_FORWARD_MODE = ("forward AD", "forward mode AD")  #: what torch says of operations without
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Call:
     args: Any
     kwargs: Any
     random: RandomState  #: before it
+    cast: torch.dtype | None  #: of autocast, where it was on
     f: Tensor | None = None  #: the logits, detached
     counted: Tensor | None = None  #: see :meth:`Likelihood.counted`
     reached: bool = False  #: whether a gradient has reached the logits
@@ -95,10 +99,25 @@ class Replay:
         """Forget the calls: their step is over, or never was."""
         self.calls.clear()
 
+    def drop(self) -> None:
+        """Forget the calls whose gradients were dropped; others may have their backward to come."""
+        self.calls = [call for call in self.calls if not call.reached]
+
     def _begin(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         trains = model.training and torch.is_grad_enabled() and not in_backward()
-        if trains and not self._running:
-            self.calls.append(Call(args, kwargs, RandomState.of(model)))
+        if not trains or self._running:
+            return
+        if any(call.reached for call in self.calls) and not self._gradients():
+            self.drop()  # of a backward whose gradients were dropped without a step
+        kind = self._kind()
+        cast = torch.get_autocast_dtype(kind) if autocasts(kind) else None
+        self.calls.append(Call(args, kwargs, RandomState.of(model), cast))
+
+    def _gradients(self) -> bool:
+        return any(p.grad is not None and bool(p.grad.any()) for p in self.model.parameters())
+
+    def _kind(self) -> str:
+        return next(self.model.parameters()).device.type
 
     def _end(self, model: nn.Module, args: Any, output: Any) -> None:
         if self._running or not self.calls or self.calls[-1].f is not None:
@@ -142,8 +161,9 @@ class Replay:
     ) -> Tensor:  # fmt: skip
         """``v_i^T F v_j [k, k]`` in float64, with the exact Fisher of a part of the batch.
 
-        ``F = 1/n sum J_n^T R_n J_n`` over the first ``ceil(fraction n)`` examples of each call. A
-        vector takes one forward pass with tangents, about two forward passes of those examples.
+        ``F = 1/n sum J_n^T R_n J_n`` over the first ``ceil(fraction n)`` examples of each call,
+        two at least. A vector takes one forward pass with tangents, about two forward passes of
+        those examples.
 
         Args:
             parameters: those that move.
@@ -155,9 +175,11 @@ class Replay:
         total, n = torch.zeros(len(vectors), len(vectors), dtype=torch.float64), self.examples()
         for call in calls:
             assert call.f is not None
-            count = max(1, ceil(fraction * len(call.f)))
-            pushed = [self._pushed(call, count, parameters, v, at) for v in vectors]
+            least = min(2, len(call.f))  # BatchNorm takes no single example
+            wanted = max(least, ceil(fraction * len(call.f)))
+            pushed = [self._pushed(call, wanted, parameters, v, at) for v in vectors]
             f, share = pushed[0][0], len(call.f) / n
+            count = len(f)  # all of them, where the inputs have the batch elsewhere
             counted = None if call.counted is None else call.counted[:count]
             for j, (_, v) in enumerate(pushed):
                 Rv = self.likelihood.product(f, v, counted)
@@ -173,18 +195,22 @@ class Replay:
         """``f`` and ``J v`` of the first examples of a call."""
         everything = dict(self._bare.named_parameters())
         names = {id(p): name for name, p in everything.items()}
-        moving = [names[id(p)] for p in parameters]
         values = {name: p.detach() for name, p in everything.items()}
-        values |= dict(zip(moving, at, strict=True)) if at is not None else {}
-        tangents = dict(zip(moving, vector, strict=True))
+
+        def of_the_model(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+            pairs = zip(parameters, tensors, strict=True)
+            return {names[id(p)]: tensor for p, tensor in pairs if id(p) in names}
+
+        values |= of_the_model(at) if at is not None else {}
+        tangents = of_the_model(vector)
         run = partial(self._run, *call.first(count))
-        kind = vector[0].device.type
-        with self._unseen(call), sdpa_kernel(SDPBackend.MATH), without_autocast(kind):
+        plainly = without_autocast(self._kind())
+        with self._unseen(call), sdpa_kernel(SDPBackend.MATH), plainly:
             if self._forward_mode:
                 try:
                     return _forward_mode(run, values, tangents)
                 except (NotImplementedError, RuntimeError) as error:
-                    if "forward AD" not in str(error):
+                    if not any(words in str(error) for words in NO_FORWARD_MODE):
                         raise
                     self._forward_mode = False
             return _double_backward(run, values, tangents)
@@ -202,26 +228,34 @@ class Replay:
 
     def loss(self, targets: Tensor) -> float:
         """The mean negative log-likelihood of the targets at the time of the call."""
-        [call] = self._only()
+        call = self.only()
         assert call.f is not None
-        return float(self.likelihood.nll(call.f, targets).mean())
+        return self._mean(call.f, targets)
 
     @torch.no_grad()
     def loss_again(self, targets: Tensor) -> float:
         """The same with the parameters as they are now: one forward pass."""
-        [call] = self._only()
-        with self._unseen(call):
+        call = self.only()
+        with self._unseen(call), autocasting(self._kind(), call.cast):
             f = logits_of(self.model(*call.args, **call.kwargs), self.logits)
-            return float(self.likelihood.nll(f, targets).mean())
+        return self._mean(f, targets)
 
-    def _only(self) -> list[Call]:
+    def _mean(self, f: Tensor, targets: Tensor) -> float:
+        return float(self.likelihood.nll(f.to(statistics_dtype(f.dtype)), targets).mean())
+
+    def only(self) -> Call:
+        """The call that a gradient came from, where it must be one.
+
+        Raises:
+            RuntimeError: there are several, or none.
+        """
         calls = self.seen()
         if len(calls) != 1:
             raise RuntimeError(
                 f"natgrad: step(targets=...) takes one call of the model in a step, there were "
                 f"{len(calls)}; use step(closure)"
             )
-        return calls
+        return calls[0]
 
     @contextmanager
     def _unseen(self, call: Call) -> Iterator[None]:
@@ -240,7 +274,10 @@ def _first(of: int, count: int, given: Any) -> Any:
     if isinstance(given, Mapping):
         return {key: _first(of, count, value) for key, value in given.items()}
     if isinstance(given, (tuple, list)):
-        return tuple(_first(of, count, value) for value in given)
+        parts = [_first(of, count, value) for value in given]
+        if hasattr(given, "_fields"):  # a named tuple
+            return type(given)(*parts)
+        return parts if isinstance(given, list) else tuple(parts)
     return given
 
 

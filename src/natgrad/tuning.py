@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import isfinite, isnan, nan
 from typing import Any, TypeAlias
 
@@ -170,6 +169,8 @@ class Tuner:
                 "natgrad: step(targets=...) takes the loss from the likelihood, for "
                 "LevenbergMarquardt damping; this optimizer needs none, or has no likelihood"
             )
+        if targets and not closure and self.replay is not None:
+            self.replay.only()
         if self.adapted is not None and not (closure or targets):
             raise RuntimeError(
                 "natgrad: LevenbergMarquardt damping needs the loss after the step: call "
@@ -179,12 +180,23 @@ class Tuner:
     def losses(self, targets: Tensor) -> tuple[float, Callable[[], float]]:
         """The loss of the batch, and what evaluates it again."""
         assert self.replay is not None
-        return self.replay.loss(targets), partial(self.replay.loss_again, targets)
+        replay, size = self.replay, self._size()
+        return replay.loss(targets) * size, lambda: replay.loss_again(targets) * size
+
+    def _size(self) -> int:
+        """How many times the mean over examples the user's loss is."""
+        sums = self.pre.tap.reduction == "sum" and self.replay is not None
+        return self.replay.examples() if sums and self.replay is not None else 1
 
     def clear(self) -> None:
         """The step is over, or never was: forget its batch."""
         if self.replay is not None:
             self.replay.clear()
+
+    def drop(self) -> None:
+        """The gradients were dropped, and what is known of their batch with them."""
+        if self.replay is not None:
+            self.replay.drop()
 
     def remove(self) -> None:
         """Take the hooks off the model."""
@@ -228,14 +240,16 @@ class Tuner:
         kept = Snapshot(optimizer) if evaluates else None
         foretold = nan
         if self.chooses:
-            foretold = self._chosen(optimizer)
+            foretold = self._chosen(optimizer, kept if self.measures(k) else None)
         else:
-            gradient = Gradient(self.pre.solved, _moving(optimizer)) if evaluates else None
+            wanted = evaluates and self.measures(k)
+            gradient = Gradient(self.pre.solved, _moving(optimizer)) if wanted else None
             update()
             if gradient is not None and kept is not None:
                 foretold = self._foretold(gradient, kept)
         if kept is None or again is None or before is None:
             return True
+        torch.clear_autocast_cache()  # weights of before, where the step is inside of autocast
         losses = torch.tensor([before, again()], dtype=torch.float64)
         mean_before, mean_after = distributed.average(losses).tolist()
         stays = self._judged(k, mean_before, mean_after, foretold)
@@ -256,7 +270,7 @@ class Tuner:
         self.pre.schedule.forced = True  # factors are inverted with the damping in them
         return False
 
-    def _foretold(self, gradient: Gradient, kept: Snapshot) -> float:
+    def _foretold(self, gradient: Gradient, kept: Snapshot, fraction: float = 1.0) -> float:
         """The change of the model in a step that was taken already."""
         before = dict(kept.parameters)
         move = {p: p.detach() - old for p, old in before.items()}
@@ -264,15 +278,17 @@ class Tuner:
             return StepModel(self.pre.curvature, gradient).change(move)
         parameters = list(move)
         A = self.replay.curved(
-            parameters, [list(move.values())], 1.0, [before[p] for p in parameters]
+            parameters, [list(move.values())], fraction, [before[p] for p in parameters]
         )
-        D = torch.zeros_like(A)
-        return Quadratic(A, D, gradient.along(move).reshape(1)).change([1.0])
+        size, D = self._size(), torch.zeros_like(A)
+        for each in move.values():
+            D += self.auto.l2 * each.square().sum(dtype=A.dtype).cpu()
+        return size * Quadratic(A + D, D, gradient.along(move).reshape(1) / size).change([1.0])
 
     # learning rate and momentum -----------------------------------------------------------------
 
     @torch.no_grad()
-    def _chosen(self, optimizer: torch.optim.Optimizer) -> float:
+    def _chosen(self, optimizer: torch.optim.Optimizer, kept: Snapshot | None) -> float:
         """Move by the coefficients that the quadratic model asks for; its change."""
         assert self.replay is not None
         moving, state = _moving(optimizer), optimizer.state
@@ -281,10 +297,10 @@ class Tuner:
         top_rate, top_momentum = max(rates.values()), max(momenta.values())
         U = {p: _scaled(p.grad, rates[p], top_rate) for p in moving if p.grad is not None}
         directions = [U]
-        if any("step" in state[p] for p in moving) and top_momentum > 0:
+        if any("delta" in state[p] for p in moving) and top_momentum > 0:
             directions.append({
-                p: _scaled(state[p]["step"], momenta[p], top_momentum)
-                if "step" in state[p] else torch.zeros_like(p)
+                p: _scaled(state[p]["delta"], momenta[p], top_momentum)
+                if "delta" in state[p] else torch.zeros_like(p)
                 for p in moving
             })  # fmt: skip
         fixed = [
@@ -299,7 +315,9 @@ class Tuner:
         if self.auto_momentum and len(w) > 1:
             w[1] *= top_momentum
         self._move(optimizer, directions, w, rates, top_rate)
-        return model.change(w)
+        if kept is not None and any(group["weight_decay"] for group in optimizer.param_groups):
+            return self._foretold(gradient, kept, self.auto.fraction)  # decay moves them too
+        return model.change(w) * self._size()
 
     def _model(
         self, moving: list[nn.Parameter], directions: list[dict[nn.Parameter, Tensor]],
@@ -313,9 +331,7 @@ class Tuner:
             for j, v in enumerate(vectors[: i + 1]):
                 dots = [torch.dot(x.flatten(), y.flatten()) for x, y in zip(u, v, strict=True)]
                 D[i, j] = D[j, i] = torch.stack([dot.double().cpu() for dot in dots]).sum()
-        b = torch.stack([gradient.along(v) for v in directions])
-        if self.pre.tap.reduction == "sum":
-            b = b / self.replay.examples()
+        b = torch.stack([gradient.along(v) for v in directions]) / self._size()
         return Quadratic(A + self.auto.l2 * D, D, b)
 
     def _move(
@@ -329,12 +345,13 @@ class Tuner:
         else:
             steps = list(torch._foreach_mul([directions[0][p] for p in moving], w[0]))
         decays = _by_parameter(optimizer, "weight_decay")
+        lr = max(-w[0], 0.0)  # uphill, beside the last step, it must not make weights grow
         for p in moving:
             if decays[p]:
-                p.mul_(1 + w[0] * (rates[p] / top_rate if top_rate else 0.0) * decays[p])
+                p.mul_(1 - lr * (rates[p] / top_rate if top_rate else 0.0) * decays[p])
         torch._foreach_add_([p.data for p in moving], steps)
         for p, step in zip(moving, steps, strict=True):
-            optimizer.state[p]["step"] = step
+            optimizer.state[p]["delta"] = step  # torch would not bring a "step" to another device
 
     # state --------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import io
 from pathlib import Path
 
@@ -10,10 +11,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from _pytest.mark import ParameterSet
 from PIL import Image
 
 from natgrad.lab.data import Splits
+from natgrad.lab.optimizers import BUILDERS
 from natgrad.lab.recipe import Recipe, load
+
+PACKAGES = {"soap": "pytorch_optimizer", "kfac_pytorch": "kfac"}
+
+
+def buildable(*without: str) -> list[ParameterSet]:
+    """Every optimizer but these; one whose package is not installed is skipped."""
+    names = [name for name in BUILDERS if name not in without]
+    return [pytest.param(name, marks=_needs(PACKAGES.get(name))) for name in names]
+
+
+def _needs(package: str | None) -> list[pytest.MarkDecorator]:
+    missing = package is not None and importlib.util.find_spec(package) is None
+    return [pytest.mark.skip(reason=f"{package} is not installed")] if missing else []
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,9 @@ from torch import nn
 from natgrad import Categorical
 from natgrad.lab.errors import UsageError
 from natgrad.lab.networks import mlp
-from natgrad.lab.optimizers import BUILDERS, Joint, Task, build, complete, parse
+from natgrad.lab.optimizers import Joint, Task, build, complete, parse
+
+from .conftest import buildable
 
 
 def task() -> Task:
@@ -20,12 +22,17 @@ def steps(one: Task, optimizer: torch.optim.Optimizer, first: int, last: int) ->
         random = torch.Generator().manual_seed(k)
         x = torch.randn(16, 5, generator=random)
         y = torch.randint(0, 3, (16,), generator=random)
-        optimizer.zero_grad()
-        torch.autograd.backward(one.likelihood.nll(one.model(x), y).mean())
-        optimizer.step()
+
+        def closure(x: torch.Tensor = x, y: torch.Tensor = y) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = one.likelihood.nll(one.model(x), y).mean()
+            torch.autograd.backward(loss)
+            return loss.detach()
+
+        optimizer.step(closure)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", buildable())
 def test_state_round_trip_goes_on_bit_exactly(name: str) -> None:
     whole, broken = task(), task()
     steps(whole, build(name, whole, {}), 0, 13)

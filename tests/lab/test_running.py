@@ -12,10 +12,11 @@ import torch
 
 from natgrad.lab.data import Splits
 from natgrad.lab.folder import RunFolder
-from natgrad.lab.optimizers import BUILDERS
 from natgrad.lab.recipe import Recipe
 from natgrad.lab.running import Interruption, Silent, carry_out, is_over
 from natgrad.lab.training import Budget, Run, Training
+
+from .conftest import buildable
 
 
 class StopAfter(Silent):
@@ -61,7 +62,7 @@ def whole(tiny: Recipe, digits: Splits, tmp_path: Path, request: pytest.FixtureR
     return run, place
 
 
-QUICK = [name for name in BUILDERS if name != "exactngd"]  # its steps take a second here
+QUICK = buildable("exactngd")  # its steps take a second here
 
 
 @pytest.mark.parametrize("whole", QUICK, indirect=True)

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from natgrad.lab import training
+from natgrad.lab import objective, training
 from natgrad.lab.data import Splits
 from natgrad.lab.errors import UsageError
-from natgrad.lab.optimizers import BUILDERS
 from natgrad.lab.recipe import Recipe
 from natgrad.lab.training import Budget, Run, Training, data_order, evaluate
+
+from .conftest import buildable
 
 
 def start(recipe: Recipe, splits: Splits, optimizer: str = "sgd", seed: int = 0, **kwargs: object):
@@ -19,7 +20,7 @@ def start(recipe: Recipe, splits: Splits, optimizer: str = "sgd", seed: int = 0,
     return Training(Run(recipe, optimizer, settings, seed, **kwargs), splits)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("optimizer", BUILDERS)
+@pytest.mark.parametrize("optimizer", buildable())
 def test_weights_and_batches_do_not_depend_on_the_optimizer(
     tiny: Recipe, digits: Splits, optimizer: str
 ) -> None:
@@ -110,7 +111,7 @@ def test_a_row_holds_the_schema(tiny: Recipe, digits: Splits) -> None:
 def test_evaluation_is_the_mean_over_the_split_and_changes_nothing(
     tiny: Recipe, digits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "EVALUATED_AT_ONCE", 70)  # 300 is not a multiple
+    monkeypatch.setattr(objective, "EVALUATED_AT_ONCE", 70)  # 300 is not a multiple
     model = tiny.network().train()
     loss, accuracy = evaluate(model, tiny.likelihood, tiny.metric, digits.test)
     f = model(digits.test.inputs)

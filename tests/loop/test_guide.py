@@ -27,3 +27,11 @@ def test_the_guides_code_runs(capsys):
 def test_the_guide_speaks_of_every_theme():
     headings = re.findall(r"^## (.*)$", GUIDE.read_text(), re.MULTILINE)
     assert len(headings) == 15
+
+
+def test_the_code_of_the_guide_to_self_tuning_runs():
+    guide = GUIDE.with_name("self-tuning.md")
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL):
+        exec(compile(block, str(guide), "exec"), names)
+    assert names["opt"].stats()["lr"] > 0

@@ -176,8 +176,8 @@ class Joint:
         assert self.J is not None
         ridge, J = float(self.ridge()), self.J.double()
         R, P = J.shape
-        heard = max(torch.finfo(J.dtype).eps ** 0.5, 100 * torch.finfo(g.dtype).eps)
-        if P > R and ridge > heard * float(self._trace()):
+        heard = linalg.ridge_is_heard(ridge, float(self._trace()), J.dtype, g.dtype)
+        if P > R and heard:
             U = J.mT / self.examples**0.5
             return linalg.woodbury_solve(U, ridge, g.double().unsqueeze(-1)).squeeze(-1)
         if self._eigen is None:
@@ -253,6 +253,8 @@ class Joint:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with it, on the model's device and in its dtype."""
         self.discard()
+        if not self.views:  # a model for residuals alone
+            return
         weight = next(iter(self.views[0].parameters().values()))
         like = torch.empty(0, dtype=statistics_dtype(weight.dtype), device=weight.device)
         self._parts = {key: part.to(like) for key, part in state["J"].items()}

@@ -93,9 +93,12 @@ def print_report(folder: Path) -> None:
     """Print the table of a results folder and write its HTML page."""
     from natgrad.lab.report import summarize, write_report
 
-    table = summarize(folder).table()
+    summary = summarize(folder)
     page = write_report(folder)
-    Console().print(table)
+    Console().print(summary.table())
+    if summary.tenths is not None:
+        Console().print()
+        Console().print(summary.tenths.table())
     typer.echo(f"\nreport: {page}")
 
 

@@ -233,6 +233,8 @@ def _check_optimizers(chosen: list[str] | tuple[str, ...]) -> None:
 
 def _budget(recipe: Recipe, epochs: float | None, seconds: float | None) -> Budget:
     if epochs is None and seconds is None:
+        if recipe.seconds is not None:
+            return Budget(seconds=recipe.seconds)
         return Budget(epochs=recipe.epochs)
     return Budget(epochs, seconds)
 

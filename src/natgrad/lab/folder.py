@@ -85,6 +85,14 @@ class RunFolder:
         """Write the trained network."""
         _replace(self.path / "weights.pt", lambda file: torch.save(dict(state), file))
 
+    def load_weights(self) -> dict[str, Any] | None:
+        """The trained network, if it was finished."""
+        path = self.path / "weights.pt"
+        if not path.is_file():
+            return None
+        found: dict[str, Any] = torch.load(path, weights_only=True)
+        return found
+
     def drop_checkpoint(self) -> None:
         """Remove the checkpoint of a run that is over."""
         (self.path / "checkpoint.pt").unlink(missing_ok=True)

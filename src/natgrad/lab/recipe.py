@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
@@ -14,6 +15,7 @@ from natgrad.lab import recipes
 from natgrad.lab.data import DataSet
 from natgrad.lab.errors import UsageError, unknown
 from natgrad.lab.metrics import Metric
+from natgrad.lab.objective import Objective, Supervised
 from natgrad.lab.optimizers import Settings
 from natgrad.likelihood import Likelihood
 
@@ -24,7 +26,8 @@ __all__ = ["Recipe", "load", "names"]
 class Recipe:
     """One experiment: data, network, objective, budget, and how optimizers are tuned for it.
 
-    The objective is ``mean nll + l2 / 2 |W|^2`` over weight matrices ``W``, for every optimizer.
+    The objective is ``mean nll + l2 / 2 |W|^2`` over weight matrices ``W``, for every optimizer,
+    unless the recipe has one of its own.
 
     Attributes:
         name: as the command line takes it.
@@ -44,9 +47,16 @@ class Recipe:
         settings: what is used without tuning; the outcome of tuning when the recipe was written.
         schedule: of the learning rate, for every optimizer alike: ``"constant"``, or ``"linear"``
             from its value at the start to zero at the end of the budget.
+        unscheduled: optimizers whose learning rate stays as it is, because they look for the
+            length of each step themselves.
         threads: that torch computes with; None leaves torch's default. Networks of this size are
             faster with one, all the more on a busy machine.
         train_evaluated: the training curve is measured on this many examples, the first ones.
+        objective: what is minimised and how it is judged, in place of the likelihood's.
+        seconds: default budget in place of ``epochs``.
+        evaluations: points of a curve, spread evenly over the budget in place of the epochs; zero
+            leaves them to ``evaluations_per_epoch``.
+        illustrate: draws trained networks, by optimizer, into a PNG for the report.
         optimizers: compared by default.
         seeds: compared by default.
         paper_numbers: figures of the paper by name.
@@ -69,8 +79,13 @@ class Recipe:
     grids: Mapping[str, list[Settings]]
     settings: Mapping[str, Settings]
     schedule: Literal["constant", "linear"] = "constant"
+    unscheduled: tuple[str, ...] = ()
     threads: int | None = None
     train_evaluated: int = 10_000
+    objective: Objective | None = None
+    seconds: float | None = None
+    evaluations: int = 0
+    illustrate: Callable[[Mapping[str, nn.Module], Path], None] | None = None
     optimizers: tuple[str, ...] = ("sgd", "adam", "adamw", "muon", "kfac")
     seeds: tuple[int, ...] = (0, 1, 2)
     paper_numbers: Mapping[str, float] = field(default_factory=dict)
@@ -80,6 +95,11 @@ class Recipe:
         counts = {name: len(grid) for name, grid in self.grids.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(f"recipe {self.name}: grids must be equally long, got {counts}")
+
+    @property
+    def minimised(self) -> Objective:
+        """The objective, by default the likelihood's."""
+        return self.objective or Supervised(self.likelihood, self.metric)
 
     def scheduled(self, schedule: str | None) -> Recipe:
         """The recipe with another schedule of the learning rate; None leaves its own.

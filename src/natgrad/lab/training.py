@@ -15,19 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from natgrad.exact import ExactNGD
 from natgrad.lab.data import Pair, Splits
 from natgrad.lab.errors import UsageError
-from natgrad.lab.metrics import Metric
+from natgrad.lab.objective import evaluate
 from natgrad.lab.optimizers import Settings, Task, build, complete
 from natgrad.lab.recipe import Recipe
-from natgrad.likelihood import Likelihood
 from natgrad.whiten import Whitened
 
 __all__ = ["Budget", "Run", "Training", "data_order", "evaluate"]
-
-EVALUATED_AT_ONCE = 2_000
 
 
 @dataclass(frozen=True)
@@ -122,18 +120,27 @@ class Training:
         begin = time.perf_counter()
         x, y = self._batch()
         self._schedule()
-        value = self.optimizer.step(partial(self._loss, x, y))
+        value = self._advance(x, y)
         if math.isfinite(value):
             self.update += 1
         self.seconds += time.perf_counter() - begin
         return value
 
+    def _advance(self, x: Tensor, y: Tensor) -> float:
+        if isinstance(self.optimizer, ExactNGD):
+            residuals = self.run.recipe.minimised.residuals(Pair(x, y))
+            if residuals is not None:
+                return self.optimizer.step(residuals)
+        value: float = self.optimizer.step(partial(self._loss, x, y))
+        return value
+
     def _loss(self, x: Tensor, y: Tensor) -> float:
         """The batch's loss, with its gradients in ``.grad``: what optimizers call a closure."""
         self.optimizer.zero_grad()
-        loss = self.run.recipe.likelihood.nll(self.model(x), y).mean()
-        torch.autograd.backward(loss)
-        self._penalise()
+        loss = self.run.recipe.minimised.loss(self.model, Pair(x, y))
+        if torch.is_grad_enabled():  # else only the loss after a step is asked for
+            torch.autograd.backward(loss)
+            self._penalise()
         return loss.item()
 
     def _batch(self) -> tuple[Tensor, Tensor]:
@@ -146,7 +153,8 @@ class Training:
 
     def _schedule(self) -> None:
         """Set the learning rates of this step: a function of the share of the budget used up."""
-        if self.run.recipe.schedule == "linear":
+        recipe = self.run.recipe
+        if recipe.schedule == "linear" and self.run.optimizer not in recipe.unscheduled:
             left = max(0.0, 1 - self.used)
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * left
@@ -165,9 +173,17 @@ class Training:
             return False
         if last:
             return True
+        if self.run.recipe.evaluations:
+            return self._due_by_budget(self.run.recipe.evaluations)
         points = self.run.recipe.evaluations_per_epoch
         scaled = self.update * points
         return scaled // self.updates_per_epoch > (scaled - points) // self.updates_per_epoch
+
+    def _due_by_budget(self, points: int) -> bool:
+        if not self.rows:
+            return True
+        last = self.run.budget.used(self.rows[-1]["epoch"], self.rows[-1]["seconds"])
+        return math.floor(points * self.used) > math.floor(points * last)
 
     def evaluate(self) -> dict[str, Any]:
         """A point of the curve, off the clock; remembered unless it is not finite."""
@@ -179,7 +195,7 @@ class Training:
         if not self.run.tuning:
             measured["test"] = self.splits.test
         for split, pair in measured.items():
-            loss, figure = evaluate(self.model, recipe.likelihood, recipe.metric, pair)
+            loss, figure = recipe.minimised.evaluate(self.model, pair)
             row |= {f"{split}_loss": loss, f"{split}_metric": figure}
         if finite(row):
             self.rows.append(row)
@@ -223,20 +239,3 @@ def data_order(count: int, seed: int, epoch: int) -> Tensor:
 def finite(row: Mapping[str, Any]) -> bool:
     """Whether a point of a curve holds finite figures only."""
     return all(math.isfinite(value) for value in row.values() if isinstance(value, float))
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, likelihood: Likelihood, metric: Metric, pair: Pair
-) -> tuple[float, float]:
-    """Mean negative log-likelihood per example (without the penalty) and the metric of a split."""
-    was_training = model.training
-    model.eval()
-    chunks = [model(x) for x in torch.split(pair.inputs, EVALUATED_AT_ONCE)]
-    model.train(was_training)
-    nll = [
-        likelihood.nll(f, y).double().sum()
-        for f, y in zip(chunks, torch.split(pair.targets, EVALUATED_AT_ONCE), strict=True)
-    ]
-    loss = torch.stack(nll).sum().item() / len(pair)
-    return loss, metric.of(torch.cat(chunks), pair.targets)

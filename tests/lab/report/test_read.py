@@ -20,6 +20,15 @@ def test_reads_a_comparison(comparison):
     assert len(results.tuning["kfac"]) == 8
 
 
+def test_runs_of_another_program_stand_beside_those_of_the_manifest(tmp_path):
+    write_manifest(tmp_path, optimizers=["sgd"], seeds=[0])
+    for name in ("sgd", "kfac_jax"):
+        write_run(tmp_path / f"runs/{name}/seed0", [row(1, 10, 1.0, validation_loss=0.5)])
+    write_run(tmp_path / "tuning/kfac_jax/0", [row(1, 10, 1.0, validation_loss=0.5)])
+    assert read_results(tmp_path).optimizers == ("sgd", "kfac_jax")
+    assert [entry.name for entry in summarize(tmp_path).entries] == ["SGD", "kfac-jax"]
+
+
 def test_a_cut_off_last_line_is_left_out(tmp_path):
     write_manifest(tmp_path, optimizers=["sgd"])
     rows = [row(1, 10, 1.0, validation_loss=0.5), row(2, 20, 2.0, validation_loss=0.4)]

@@ -13,8 +13,10 @@ from typing import TypeAlias
 import torch
 
 from natgrad.lab.errors import UsageError, unknown
-from natgrad.lab.optimizers.first_order import Joint, adam, adamw, muon, sgd
+from natgrad.lab.optimizers.automatic import ekfac_auto, kfac_auto, tekfac_auto, tkfac_auto
+from natgrad.lab.optimizers.first_order import Joint, adam, adamw, lbfgs, muon, sgd
 from natgrad.lab.optimizers.natural import ekfac, exactngd, kfac, tekfac, tkfac
+from natgrad.lab.optimizers.peers import kfac_pytorch, sgd_nesterov, soap
 from natgrad.lab.optimizers.task import Setting, Settings, Task
 from natgrad.lab.optimizers.whitened import prong, prong_diagonal, prongplus, sgd_bn, sngd
 
@@ -24,9 +26,11 @@ Builder: TypeAlias = Callable[..., torch.optim.Optimizer]
 BUILDERS: dict[str, Builder] = {
     builder.__name__: builder
     for group in (
-        (sgd, sgd_bn, adam, adamw, muon),
+        (sgd, sgd_bn, adam, adamw, lbfgs, muon),
         (kfac, ekfac, tkfac, tekfac, exactngd),
+        (kfac_auto, ekfac_auto, tkfac_auto, tekfac_auto),
         (prong, prong_diagonal, prongplus, sngd),
+        (sgd_nesterov, soap, kfac_pytorch),
     )
     for builder in group
 }

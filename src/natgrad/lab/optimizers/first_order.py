@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from natgrad.lab.errors import UsageError
 from natgrad.lab.optimizers.task import Task
 
-__all__ = ["Joint", "adam", "adamw", "muon", "sgd"]
+__all__ = ["Joint", "adam", "adamw", "lbfgs", "muon", "sgd"]
 
 
 def sgd(task: Task, *, lr: float = 0.03, momentum: float = 0.9) -> torch.optim.Optimizer:
@@ -38,6 +38,16 @@ def adamw(
     betas = (beta1, beta2)
     parameters = task.model.parameters()
     return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+
+
+def lbfgs(
+    task: Task, *, lr: float = 1.0, history: int = 100, iterations: int = 20
+) -> torch.optim.Optimizer:
+    """L-BFGS with a strong-Wolfe line search; one update is so many iterations on one batch."""
+    return torch.optim.LBFGS(
+        task.model.parameters(), lr=lr, max_iter=iterations, history_size=history,
+        tolerance_grad=0.0, tolerance_change=0.0, line_search_fn="strong_wolfe",
+    )  # fmt: skip
 
 
 def muon(task: Task, *, lr: float = 1e-3, momentum: float = 0.95) -> torch.optim.Optimizer:

@@ -42,10 +42,17 @@ tekfac = _blockwise(natgrad.TEKFAC)
 
 
 def exactngd(
-    task: Task, *, lr: float = 0.1, momentum: float = 0.0, damping: float = 1e-2
-) -> torch.optim.Optimizer:
-    """The exact natural gradient of the batch, for small networks."""
+    task: Task, *, lr: float = 0.1, momentum: float = 0.0, damping: float = 1e-2,
+    spring: float = 0.0, halvings: int = 0, geodesic: int = 0,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """The exact natural gradient of the batch, for small networks.
+
+    For recipes with residuals: ``spring`` above zero takes the place of the momentum, ``halvings``
+    above zero looks for the length of each step on a grid of so many, ``geodesic=1`` bends steps.
+    """
     return natgrad.ExactNGD(
-        task.model, lr=lr, momentum=momentum, damping=damping, likelihood=task.likelihood,
-        seed=task.seed,
+        task.model, lr=lr, momentum=natgrad.Spring(spring) if spring else momentum,
+        damping=damping, likelihood=task.likelihood, seed=task.seed,
+        line_search=natgrad.GridSearch(halvings) if halvings else None,
+        geodesic=bool(geodesic),
     )  # fmt: skip

@@ -23,6 +23,8 @@ from natgrad.lab.report.text import display_name, significant
 AXES: tuple[Axis, ...] = ("epochs", "updates", "seconds")
 MARKS = 7
 LOG_FROM = 8.0
+ERRORS_FROM = 1e3  #: a metric that falls over so many sizes is an error
+DECADES_LABELLED = 1e3  #: over more of them, powers of ten alone are labelled
 DASHES = (0, (4, 2))
 
 
@@ -236,9 +238,11 @@ def _scale(ax: Axes, panel: Panel, lines: Sequence[Curve], percent: bool) -> Non
         return
     low = min(float(line.low.min()) for line in lines)
     high = max(float(line.high.max()) for line in lines)
-    if panel.quantity.endswith("_loss") and low > 0 and high / low > LOG_FROM:
+    spread = LOG_FROM if panel.quantity.endswith("_loss") else ERRORS_FROM
+    if low > 0 and high / low > spread:
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        subs = (1.0, 2.0, 5.0) if high / low < DECADES_LABELLED else (1.0,)
+        ax.yaxis.set_major_locator(LogLocator(subs=subs))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.set_ylim(low / 1.15, high * 1.15)

@@ -14,6 +14,7 @@ from natgrad.lab.report import figures, tables
 from natgrad.lab.report.headline import headline
 from natgrad.lab.report.read import Quantity, Results
 from natgrad.lab.report.summary import Summary
+from natgrad.lab.report.tenths import TITLE
 from natgrad.lab.report.text import NOTHING, display_name, fixed, plain_value, without_paths
 from natgrad.lab.report.tuning import grids
 
@@ -57,8 +58,9 @@ def page(results: Results, summary: Summary) -> str:
         tables=[
             ("What it took to reach the target", tables.cost_columns(summary)),
             ("Where training ended", tables.final_columns(summary)),
+            *([(TITLE, summary.tenths.columns())] if summary.tenths else []),
         ],
-        notes=tables.notes(summary),
+        notes=tables.notes(summary) + (summary.tenths.notes() if summary.tenths else []),
         legend=[(name, Markup(svg)) for name, svg in figures.page_legend(results)],
         panels=[Markup(drawing.svg) for drawing in figures.page_panels(results, summary)],
         caption=figures.CAPTION,
@@ -68,7 +70,7 @@ def page(results: Results, summary: Summary) -> str:
         facts=facts(results),
         paper=paper_rows(results.part("recipe").get("paper_numbers"), summary),
         provenance=provenance(results),
-        command=without_paths(str(results.manifest.get("command") or "")),
+        command="\n".join(commands(results)),
     )
 
 
@@ -118,6 +120,12 @@ def _paper_row(what: str, value: Any, summary: Summary) -> PaperRow:
         ours=fixed(ours.mean, places) + spread,
         difference=f"{ours.mean - value:+.{places}f}",
     )
+
+
+def commands(results: Results) -> list[str]:
+    """Return the command of the comparison, and those that added runs of other programs to it."""
+    added = results.manifest.get("added_by") or []
+    return [without_paths(str(line)) for line in (results.manifest.get("command") or "", *added)]
 
 
 def settings(results: Results) -> list[tuple[str, Mapping[str, Any]]]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from natgrad.lab.report.figures import write_figures
 from natgrad.lab.report.headline import headline
-from natgrad.lab.report.page import facts, paper_rows, provenance, settings
+from natgrad.lab.report.illustrate import illustrated
+from natgrad.lab.report.page import commands, facts, paper_rows, provenance, settings
 from natgrad.lab.report.read import Results, read_results
 from natgrad.lab.report.summary import Summary, summary_of
-from natgrad.lab.report.text import without_paths
 
 __all__ = ["publish"]
 
@@ -35,17 +35,21 @@ def publish(folder: Path, out: Path) -> Path:
     write_figures(results, summary, folder / "figures")
     for kind in ("png", "pdf"):
         shutil.copyfile(folder / "figures" / f"overview.{kind}", out / f"curves.{kind}")
+    drawn = illustrated(folder, results, out / "solutions.png") is not None
     path = out / "README.md"
-    path.write_text("\n\n".join(_sections(results, summary)) + "\n", encoding="utf-8")
+    text = "\n\n".join(_sections(results, summary, drawn))
+    path.write_text(text + "\n", encoding="utf-8")
     return path
 
 
-def _sections(results: Results, summary: Summary) -> Iterable[str]:
+def _sections(results: Results, summary: Summary, drawn: bool = False) -> Iterable[str]:
     recipe = results.part("recipe")
     yield f"# {recipe.get('name')}: {recipe.get('title')}"
-    yield f"    {without_paths(str(results.manifest.get('command') or ''))}"
+    yield "\n".join(f"    {command}" for command in commands(results))
     yield " ".join(headline(summary))
     yield "![Curves against epochs, updates and seconds, by optimizer](curves.png)"
+    if drawn:
+        yield "![What the networks of the first seed have learnt, by optimizer](solutions.png)"
     yield summary.markdown()
     paper = paper_rows(recipe.get("paper_numbers"), summary)
     if paper:

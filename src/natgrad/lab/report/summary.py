@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from natgrad.lab.report import tables
 from natgrad.lab.report.read import Axis, Metric, Quantity, Results, Row, Run, read_results
+from natgrad.lab.report.tenths import Tenths, tenths
 from natgrad.lab.report.text import display_name
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Summary:
     target: Target | None
     entries: tuple[OptimizerSummary, ...]
     status: Literal["finished", "running", "interrupted"] = "finished"
+    tenths: Tenths | None = None
 
     def entry(self, optimizer: str) -> OptimizerSummary | None:
         """Return an optimizer's figures, None where it was not run."""
@@ -146,6 +148,7 @@ def summary_of(results: Results) -> Summary:
         target=target,
         entries=tuple(_relate(entry, reference) for entry in entries),
         status=status if status in ("running", "interrupted") else "finished",
+        tenths=tenths(results),
     )
 
 

@@ -113,6 +113,9 @@ def markdown(summary: Summary) -> str:
         _markdown_table(summary, final_columns(summary)),
         "\n".join(f"- {line}" for line in notes(summary)),
     ]
+    if summary.tenths is not None:
+        parts.append(_markdown_table(summary, summary.tenths.columns()))
+        parts.append("\n".join(f"- {line}" for line in summary.tenths.notes()))
     return "\n\n".join(parts) + "\n"
 
 

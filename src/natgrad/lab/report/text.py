@@ -10,13 +10,17 @@ from typing import Any
 _NAMES = {
     "sgd": "SGD",
     "sgdm": "SGDM",
+    "sgd_nesterov": "SGD, Nesterov",
     "sgd_bn": "SGD + BatchNorm",
     "adam": "Adam",
     "adamw": "AdamW",
     "rmsprop": "RMSprop",
+    "lbfgs": "L-BFGS",
     "muon": "Muon",
     "soap": "SOAP",
     "kfac": "KFAC",
+    "kfac_pytorch": "kfac-pytorch",
+    "kfac_jax": "kfac-jax",
     "ekfac": "EKFAC",
     "tkfac": "TKFAC",
     "tekfac": "TEKFAC",
@@ -30,6 +34,7 @@ _NAMES = {
 NATURAL = frozenset(
     {"kfac", "ekfac", "tkfac", "tekfac", "exactngd", "prong", "prongplus", "prong+", "sngd"}
 )
+SUFFIXES = {"_auto": "auto", "_defaults": "defaults"}
 NOTHING = "\N{EN DASH}"
 
 _LOCAL_PATH = re.compile(
@@ -40,13 +45,23 @@ _LOCAL_PATH = re.compile(
 
 
 def display_name(optimizer: str) -> str:
-    """Return an optimizer's name as the field writes it."""
+    """Return an optimizer's name as the field writes it.
+
+    >>> display_name("kfac_auto")
+    'KFAC, auto'
+    """
+    for suffix, words in SUFFIXES.items():
+        if optimizer.lower().endswith(suffix):
+            return f"{display_name(optimizer[: -len(suffix)])}, {words}"
     return _NAMES.get(optimizer.lower(), optimizer)
 
 
 def is_natural(optimizer: str) -> bool:
     """Return whether an optimizer of this name takes natural-gradient steps."""
-    return optimizer.lower() in NATURAL
+    name = optimizer.lower()
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name in NATURAL
 
 
 def significant(value: float | None, digits: int = 3) -> str:

@@ -1,0 +1,71 @@
+"""What a run minimises, and how it is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from natgrad.lab.data import Pair
+from natgrad.lab.metrics import Metric
+from natgrad.least_squares.residuals import Residuals
+from natgrad.likelihood import Likelihood
+
+__all__ = ["Objective", "Supervised", "evaluate"]
+
+EVALUATED_AT_ONCE = 2_000
+
+
+class Objective(Protocol):
+    """The loss of a batch, its residuals where it is a sum of squares, and the curve's figures."""
+
+    def loss(self, model: nn.Module, batch: Pair) -> Tensor:
+        """The mean loss, differentiable."""
+        ...
+
+    def residuals(self, batch: Pair) -> Residuals | None:
+        """For optimizers that take residuals; None where the loss is no sum of squares."""
+        ...
+
+    def evaluate(self, model: nn.Module, pair: Pair) -> tuple[float, float]:
+        """Loss and metric of a split."""
+        ...
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Mean negative log-likelihood of the targets given the network's output."""
+
+    likelihood: Likelihood
+    metric: Metric
+
+    def loss(self, model: nn.Module, batch: Pair) -> Tensor:
+        """See :class:`Objective`."""
+        return self.likelihood.nll(model(batch.inputs), batch.targets).mean()
+
+    def residuals(self, batch: Pair) -> Residuals | None:
+        """None: optimizers take the likelihood."""
+        return None
+
+    def evaluate(self, model: nn.Module, pair: Pair) -> tuple[float, float]:
+        """See :class:`Objective`."""
+        return evaluate(model, self.likelihood, self.metric, pair)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, likelihood: Likelihood, metric: Metric, pair: Pair
+) -> tuple[float, float]:
+    """Mean negative log-likelihood per example (without the penalty) and the metric of a split."""
+    was_training = model.training
+    model.eval()
+    chunks = [model(x) for x in torch.split(pair.inputs, EVALUATED_AT_ONCE)]
+    model.train(was_training)
+    nll = [
+        likelihood.nll(f, y).double().sum()
+        for f, y in zip(chunks, torch.split(pair.targets, EVALUATED_AT_ONCE), strict=True)
+    ]
+    loss = torch.stack(nll).sum().item() / len(pair)
+    return loss, metric.of(torch.cat(chunks), pair.targets)

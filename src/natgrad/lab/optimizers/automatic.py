@@ -1,0 +1,44 @@
+"""natgrad's optimizers that tune themselves: learning rate, momentum and damping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+import natgrad
+from natgrad.damping import LevenbergMarquardt
+from natgrad.lab.optimizers.task import Task
+from natgrad.optim import NaturalGradient
+
+__all__ = ["ekfac_auto", "kfac_auto", "tekfac_auto", "tkfac_auto"]
+
+
+def _automatic(method: type[NaturalGradient]) -> Callable[..., torch.optim.Optimizer]:
+    """The builder of a method: the same settings for all, so that they are compared alike."""
+
+    def build(
+        task: Task, *, damping: float = 0.01, fraction: float = 0.25, stats_every: int = 2,
+        refresh_every: int = 10, burn_in: int = 5, every: int = 5, decay: float = 0.95,
+        damping_decay: float = 0.95,
+    ) -> torch.optim.Optimizer:  # fmt: skip
+        return method(
+            task.model, lr=natgrad.Auto(fraction=fraction, l2=task.l2), momentum="auto",
+            damping=LevenbergMarquardt(damping, every=every, decay=damping_decay,
+                                       reject_every=every),
+            likelihood=task.likelihood, stats_every=stats_every, refresh_every=refresh_every,
+            burn_in=burn_in, decay=decay, seed=task.seed,
+        )  # fmt: skip
+
+    build.__name__ = f"{method.__name__.lower()}_auto"
+    build.__doc__ = (
+        f"{method.__name__} with learning rate and momentum from the quadratic model, and "
+        "Levenberg-Marquardt damping that starts at ``damping``."
+    )
+    return build
+
+
+kfac_auto = _automatic(natgrad.KFAC)
+ekfac_auto = _automatic(natgrad.EKFAC)
+tkfac_auto = _automatic(natgrad.TKFAC)
+tekfac_auto = _automatic(natgrad.TEKFAC)
