@@ -38,9 +38,9 @@ RECIPE = Recipe(
         ],
         **{
             name: [
-                {"damping": damping, "stats_every": every}
+                {"damping": damping, "stats_every": every, "fraction": fraction}
                 for damping in (0.001, 0.003, 0.01)
-                for every in (2, 5)
+                for every, fraction in ((2, 0.25), (5, 0.1))
             ]
             for name in ("kfac_auto", "tkfac_auto", "ekfac_auto", "tekfac_auto")
         },
