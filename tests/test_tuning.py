@@ -308,3 +308,12 @@ def test_a_checkpoint_in_another_precision_brings_its_last_step_along():
     found = [value for each in opts[1].state.values() for value in each.values()]
     assert len(found) == 8
     assert all(value.dtype == torch.float32 for value in found)
+
+
+def test_a_model_that_foretells_a_rise_is_a_bad_one():
+    damping = always(reject_every=None)
+    _, opt = make(damping=damping)
+    opt.tuner._judged(0, before=1.0, after=2.0, foretold=0.5)  # a ratio of 2
+    assert damping.value == pytest.approx(0.1 / 0.95)
+    opt.tuner._judged(0, before=1.0, after=0.0, foretold=-0.5)
+    assert damping.value == pytest.approx(0.1)

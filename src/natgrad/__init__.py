@@ -3,7 +3,6 @@
 from natgrad import blocks, damping, roots
 from natgrad._version import __version__
 from natgrad.compare import Comparison, compare
-from natgrad.exact import ExactNGD
 from natgrad.fisher import fisher
 from natgrad.least_squares import (
     Backtracking,
@@ -15,7 +14,7 @@ from natgrad.least_squares import (
 )
 from natgrad.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
 from natgrad.operator import Fisher
-from natgrad.optim import EKFAC, KFAC, TEKFAC, TKFAC
+from natgrad.optim import EKFAC, KFAC, TEKFAC, TKFAC, ExactNGD
 from natgrad.preconditioner import Preconditioner
 from natgrad.tuning import Auto
 from natgrad.whiten import PRONG, SNGD, PRONGPlus, Whitened, Whitener, fold, whiten

@@ -101,8 +101,13 @@ class StepModel:
     def __init__(self, curvature: Curvature, gradient: Gradient) -> None:
         self.curvature, self.gradient = curvature, gradient
 
-    def change(self, move: Mapping[nn.Parameter, Tensor]) -> float:
-        """``m(delta)`` for a displacement of each parameter."""
+    def change(self, move: Mapping[nn.Parameter, Tensor], size: float = 1.0) -> float:
+        """``m(delta)`` for a displacement of each parameter.
+
+        Args:
+            move: the displacement.
+            size: how many times the mean over examples the user's loss is.
+        """
         directions = [(s.view, matrix_of(s.view, move)) for s in self.gradient.solved]
         curved = float(self.curvature.quadratic(directions)) if directions else 0.0
-        return float(self.gradient.along(move)) + curved / 2
+        return float(self.gradient.along(move)) + size * curved / 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite
 
 from torch import Tensor
@@ -41,6 +41,9 @@ class LevenbergMarquardt:
         reject_every: steps between looks at whether the loss rose; 1 looks at each step, which
             costs the loss each time. None never takes a step back.
         rejected: what the value is multiplied by when a step is taken back.
+        factors_every: steps between searches for a damping of the blocks of its own, by
+            :class:`natgrad.tuning.factors.FactorSearch` (section 6.6); None gives them the value.
+        of_factors: found by the last search.
 
     Raises:
         ValueError: an argument out of range.
@@ -55,6 +58,8 @@ class LevenbergMarquardt:
     maximum: float = inf
     reject_every: int | None = 5
     rejected: float = 2.0
+    factors_every: int | None = None
+    of_factors: float | None = field(default=None, repr=False)  #: found by the last search
 
     def __post_init__(self) -> None:
         in_range = {
@@ -65,6 +70,7 @@ class LevenbergMarquardt:
             "minimum": 0 <= self.minimum <= self.maximum,
             "reject_every": self.reject_every is None or self.reject_every >= 1,
             "rejected": 1 <= self.rejected < inf,
+            "factors_every": self.factors_every is None or self.factors_every >= 1,
         }
         for name, fine in in_range.items():
             if not fine:
@@ -89,13 +95,25 @@ class LevenbergMarquardt:
     def reject(self) -> None:
         """A step was taken back."""
         self._set(self.value * self.rejected)
+        if self.of_factors is not None:
+            self.of_factors *= self.rejected
 
     def _set(self, value: float) -> None:
         self.value = min(max(value, self.minimum), self.maximum)
 
+    @property
+    def for_factors(self) -> float:
+        """What blocks are damped with."""
+        return self.value if self.of_factors is None else self.of_factors
+
+    @property
+    def factors_ratio(self) -> float:
+        """Between neighbouring candidates of a search."""
+        return self.decay ** (self.factors_every or 0)
+
     def ridge(self, trace: Tensor, dim: int) -> float:
-        """The value, whatever the block."""
-        return self.value
+        """The value for blocks, whatever the block."""
+        return self.for_factors
 
     def following(self, default: object) -> LevenbergMarquardt | FactoredLevenbergMarquardt:
         """The present value in the way of a block's own damping."""
@@ -114,7 +132,7 @@ class FactoredLevenbergMarquardt:
     @property
     def value(self) -> float:
         """At present."""
-        return self.adapted.value
+        return self.adapted.for_factors
 
     def ridges(self, trace_A: Tensor, trace_G: Tensor, d: int, m: int) -> tuple[Tensor, Tensor]:
         """``(pi sqrt(value), sqrt(value) / pi)``."""

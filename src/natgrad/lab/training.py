@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from natgrad.exact import ExactNGD
 from natgrad.lab.data import Pair, Splits
 from natgrad.lab.errors import UsageError
 from natgrad.lab.objective import evaluate
 from natgrad.lab.optimizers import Settings, Task, build, complete
 from natgrad.lab.recipe import Recipe
+from natgrad.optim import ExactNGD
 from natgrad.whiten import Whitened
 
 __all__ = ["Budget", "Run", "Training", "data_order", "evaluate"]

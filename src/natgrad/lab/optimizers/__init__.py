@@ -18,6 +18,12 @@ from natgrad.lab.optimizers.first_order import Joint, adam, adamw, lbfgs, muon, 
 from natgrad.lab.optimizers.natural import ekfac, exactngd, kfac, tekfac, tkfac
 from natgrad.lab.optimizers.peers import kfac_pytorch, sgd_nesterov, soap
 from natgrad.lab.optimizers.task import Setting, Settings, Task
+from natgrad.lab.optimizers.untouched import (
+    ekfac_defaults,
+    kfac_defaults,
+    tekfac_defaults,
+    tkfac_defaults,
+)
 from natgrad.lab.optimizers.whitened import prong, prong_diagonal, prongplus, sgd_bn, sngd
 
 __all__ = ["BUILDERS", "Joint", "Setting", "Settings", "Task", "build", "complete", "parse"]
@@ -29,6 +35,7 @@ BUILDERS: dict[str, Builder] = {
         (sgd, sgd_bn, adam, adamw, lbfgs, muon),
         (kfac, ekfac, tkfac, tekfac, exactngd),
         (kfac_auto, ekfac_auto, tkfac_auto, tekfac_auto),
+        (kfac_defaults, ekfac_defaults, tkfac_defaults, tekfac_defaults),
         (prong, prong_diagonal, prongplus, sngd),
         (sgd_nesterov, soap, kfac_pytorch),
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from natgrad.lab.report.summary import REFERENCE, OptimizerSummary, Summary
-from natgrad.lab.report.text import decimals, fixed, is_natural, listed, significant
+from natgrad.lab.report.text import decimals, is_natural, listed, significant, with_spread
 
 ABOUT_EQUAL = 1.05
 
@@ -114,9 +114,7 @@ def _endings(summary: Summary, entries: Sequence[OptimizerSummary]) -> list[str]
     pairs.sort(key=lambda pair: pair[1].mean, reverse=metric.better == "higher")
     unit = f" {metric.unit}" if metric.unit else ""
     words = [
-        f"{entry.name} {fixed(spread.mean, places)}"
-        + (f" ± {spread.sd:.{places}f}" if spread.sd is not None else "")
-        + unit
+        f"{entry.name} {with_spread(spread.mean, spread.sd, places)}{unit}"
         for entry, spread in pairs
     ]
     return [f"Final test {metric.name}: {listed(words)}."]

@@ -15,7 +15,7 @@ from natgrad.lab.report.headline import headline
 from natgrad.lab.report.read import Quantity, Results
 from natgrad.lab.report.summary import Summary
 from natgrad.lab.report.tenths import TITLE
-from natgrad.lab.report.text import NOTHING, display_name, fixed, plain_value, without_paths
+from natgrad.lab.report.text import NOTHING, display_name, plain_value, with_spread, without_paths
 from natgrad.lab.report.tuning import grids
 
 _PRIVATE = {"host", "hostname", "node", "user", "cwd", "path", "executable"}
@@ -113,11 +113,10 @@ def _paper_row(what: str, value: Any, summary: Summary) -> PaperRow:
     if ours is None or isinstance(value, bool) or not isinstance(value, (int, float)):
         return PaperRow(name, plain_value(value), NOTHING, NOTHING)
     places = 2 if kind == "metric" else 4
-    spread = f" ± {ours.sd:.{places}f}" if ours.sd is not None else ""
     return PaperRow(
         what=name,
         paper=plain_value(value),
-        ours=fixed(ours.mean, places) + spread,
+        ours=with_spread(ours.mean, ours.sd, places),
         difference=f"{ours.mean - value:+.{places}f}",
     )
 

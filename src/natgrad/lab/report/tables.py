@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from natgrad.lab.report.text import NOTHING, decimals, fixed, significant
+from natgrad.lab.report.text import NOTHING, decimals, significant, with_spread
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -190,8 +190,7 @@ def _reached(entry: OptimizerSummary) -> str:
 def _spread_text(spread: Spread | None, places: int) -> str:
     if spread is None:
         return NOTHING
-    mean = fixed(spread.mean, places)
-    return mean if spread.sd is None else f"{mean} ± {spread.sd:.{places}f}"
+    return with_spread(spread.mean, spread.sd, places)
 
 
 def _shortfall(entry: OptimizerSummary) -> str:

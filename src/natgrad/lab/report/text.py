@@ -101,6 +101,18 @@ def fixed(value: float | None, places: int) -> str:
     return f"{value:.{places}f}"
 
 
+def with_spread(mean: float | None, sd: float | None, places: int) -> str:
+    """Write a mean and its spread, both with an exponent where decimals would show no mean.
+
+    >>> with_spread(0.123, 0.004, 2), with_spread(4.6e-7, 2.5e-7, 2), with_spread(0.5, None, 1)
+    ('0.12 ± 0.00', '4.6e-07 ± 2.5e-07', '0.5')
+    """
+    written = fixed(mean, places)
+    if sd is None:
+        return written
+    return f"{written} ± {sd:.1e}" if "e" in written else f"{written} ± {sd:.{places}f}"
+
+
 def plain_value(value: Any) -> str:
     """Write a setting: short floats, words for booleans, nothing for None."""
     if isinstance(value, bool):

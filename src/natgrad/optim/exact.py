@@ -16,7 +16,7 @@ from natgrad.least_squares import LeastSquares, LineSearch, Spring
 from natgrad.least_squares.residuals import Residuals
 from natgrad.least_squares.solvers import Solver
 from natgrad.modes import RandomState
-from natgrad.optim import NaturalGradient
+from natgrad.optim.base import NaturalGradient
 from natgrad.tuning import Auto
 
 __all__ = ["ExactNGD"]

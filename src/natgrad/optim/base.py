@@ -1,11 +1,12 @@
-"""The preconditioned optimizers: drop-in ``torch.optim.Optimizer``."""
+"""What the optimizers have in common: SGD with momentum on the natural gradient."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, overload
 
 import torch
@@ -24,7 +25,7 @@ from natgrad.preconditioner import Preconditioner
 from natgrad.report import Report
 from natgrad.tuning import Auto, Tuner
 
-__all__ = ["EKFAC", "KFAC", "TEKFAC", "TKFAC", "NaturalGradient"]
+__all__ = ["NaturalGradient"]
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -39,10 +40,14 @@ class NaturalGradient(torch.optim.Optimizer):
         lr: learning rate; ``"auto"`` or :class:`natgrad.Auto` lets the quadratic model choose it
             at every step, and what the parameter groups hold under ``lr``, 1 at first, multiplies
             it: schedulers work as ever.
-        momentum: heavy-ball momentum on the natural gradient; ``"auto"`` likewise.
+        momentum: heavy-ball momentum on the natural gradient; ``"auto"`` likewise, or
+            :class:`natgrad.Auto` where the learning rate is given.
         nesterov: Nesterov's form of it.
         weight_decay: decoupled, ``w <- (1 - lr weight_decay) w``.
-        damping: a number, or an object from :mod:`natgrad.damping`.
+        damping: a number, or an object from :mod:`natgrad.damping`. Left out, the class's
+            :attr:`untouched` settings are taken for whatever else is left out too: a damping, a
+            bound on the step and a schedule with which very different networks train
+            (docs/results/defaults).
         groups: ``[dict(params=..., lr=..., weight_decay=...)]`` as torch's parameter groups; all
             other parameters form the default group.
         reduction_every: every so many steps with a closure, evaluate it once more after the step
@@ -58,17 +63,20 @@ class NaturalGradient(torch.optim.Optimizer):
     """
 
     block: ClassVar[type[blocks.Block] | type[Joint]]
+    untouched: ClassVar[Mapping[str, Any]] = MappingProxyType({
+        "damping": 0.03, "kl_clip": 1e-3, "stats_every": 5, "refresh_every": 50, "burn_in": 5,
+    })  #: what is taken for whatever is left out, where damping is  # fmt: skip
     _step_supports_amp_scaling = True  #: a GradScaler hands its scale over instead of unscaling
 
     def __init__(
         self,
         model: nn.Module,
         lr: float | Auto | Literal["auto"],
-        momentum: float | Literal["auto"] = 0.9,
+        momentum: float | Auto | Literal["auto"] = 0.9,
         *,
         nesterov: bool = False,
         weight_decay: float = 0.0,
-        damping: float | Damping = 1e-3,
+        damping: float | Damping | None = None,
         groups: Sequence[dict[str, Any]] | None = None,
         reduction_every: int | None = None,
         average: float | None = None,
@@ -76,19 +84,23 @@ class NaturalGradient(torch.optim.Optimizer):
     ) -> None:
         in_range = average is None or 0 <= average < 1
         check_range("average", average, in_range, "in [0, 1) or None")
-        auto_lr, auto_momentum = _auto(lr, momentum)
-        chooses = auto_lr is not None or auto_momentum
-        check_range("nesterov", nesterov, not (nesterov and chooses), "False with lr='auto'")
+        auto, chosen = _auto(lr, momentum)
+        check_range("nesterov", nesterov, not (nesterov and any(chosen)), "False with lr='auto'")
         defaults = {
-            "lr": lr if auto_lr is None else 1.0,
-            "momentum": 1.0 if auto_momentum else momentum,
+            "lr": 1.0 if chosen[0] else lr,
+            "momentum": 1.0 if chosen[1] else momentum,
             "nesterov": nesterov,
             "weight_decay": weight_decay,
         }
         super().__init__(_parameter_groups(model, groups), defaults)
-        self.preconditioner = Preconditioner(model, type(self).block, damping=damping, **kwargs)
+        if damping is not None:
+            kwargs["damping"] = damping
+        else:
+            left_out = (key for key in self.untouched if not (any(chosen) and key == "kl_clip"))
+            kwargs = {**{key: self.untouched[key] for key in left_out}, **kwargs}
+        self.preconditioner = Preconditioner(model, type(self).block, **kwargs)
         try:
-            self.tuner = Tuner(self.preconditioner, auto_lr, auto_momentum, reduction_every)
+            self.tuner = Tuner(self.preconditioner, auto, *chosen, reduction_every)
         except ValueError:
             self.preconditioner.remove()
             raise
@@ -156,7 +168,7 @@ class NaturalGradient(torch.optim.Optimizer):
                 before = before if loss is None else _value(loss)
                 stays = tuner.take(self, self._update_all, before, again)
                 if stays and self.average is not None:
-                    self.average.update(pre.steps)
+                    self.average.update(pre.steps - tuner.rejected)
         finally:
             tuner.clear()
         return loss
@@ -278,53 +290,14 @@ class NaturalGradient(torch.optim.Optimizer):
         return {**self.preconditioner.stats(), **self.tuner.stats()}
 
 
-class KFAC(NaturalGradient):
-    """K-FAC (Martens & Grosse 2015, arXiv 1503.05671): ``U = G^-1 M A^-1`` for every layer.
-
-    A plain number as damping is factored Tikhonov damping with ``pi`` (MATH 1). Arguments:
-    :class:`NaturalGradient`.
-    """
-
-    block = blocks.KFAC
-
-
-class EKFAC(NaturalGradient):
-    """EKFAC (George et al. 2018, arXiv 1806.03884): K-FAC's eigenbases, with measured eigenvalues.
-
-    ``U = U_G [(U_G^T M U_A) / (s + damping)] U_A^T`` with ``s = E[(U_G^T J U_A)^2]`` (MATH 2). A
-    plain number as damping is added to ``s``. Arguments: :class:`NaturalGradient`.
-    """
-
-    block = blocks.EKFAC
-
-
-class TKFAC(NaturalGradient):
-    """TKFAC (Gao et al. 2020, arXiv 2011.10741): one Kronecker product that keeps the trace.
-
-    ``U = (sqrt(delta) Psi + r I)^-1 M (sqrt(delta) Phi + r I)^-1`` with ``r = sqrt(damping)``
-    for a plain number (their 5.14, 5.15; MATH 3). Arguments: :class:`NaturalGradient`.
-    """
-
-    block = blocks.TKFAC
-
-
-class TEKFAC(NaturalGradient):
-    """TEKFAC (Gao et al. 2020, arXiv 2011.13609): TKFAC's eigenbases, with measured eigenvalues.
-
-    ``U = Q_Psi [(Q_Psi^T M Q_Phi) / (Theta + damping)] Q_Phi^T`` (their 3.9; MATH 4). A plain
-    number as damping is added to ``Theta``; :class:`natgrad.damping.TraceRestricted` is their
-    (3.5). Arguments: :class:`NaturalGradient`.
-    """
-
-    block = blocks.TEKFAC
-
-
-def _auto(lr: Any, momentum: Any) -> tuple[Auto | None, bool]:
-    """What the quadratic model is to choose: a learning rate, in what way, and momentum."""
+def _auto(lr: Any, momentum: Any) -> tuple[Auto | None, tuple[bool, bool]]:
+    """How the quadratic model is taken, and whether for learning rate and for momentum."""
     for name, given in (("lr", lr), ("momentum", momentum)):
         if isinstance(given, str) and given != "auto":
             raise ValueError(f"{name} must be a number or 'auto', got {given!r}")
-    return Auto() if lr == "auto" else lr if isinstance(lr, Auto) else None, momentum == "auto"
+    given = [each for each in (lr, momentum) if isinstance(each, Auto)]
+    chosen = [each == "auto" or isinstance(each, Auto) for each in (lr, momentum)]
+    return given[0] if given else None, (chosen[0], chosen[1])
 
 
 def _value(loss: Any) -> float:

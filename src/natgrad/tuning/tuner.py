@@ -1,20 +1,13 @@
-"""How far a step goes, and whether it stays: learning rate, momentum and damping by themselves.
-
-The quadratic model ``M(delta) = <g, delta> + 1/2 delta^T F delta`` with the exact Fisher matrix of
-a part of the batch says how long the natural gradient and the last step should be; the loss after
-the step says how much the model can be trusted (Martens & Grosse 2015, arXiv 1503.05671, sections
-6.4, 6.5 and 7).
-"""
+"""What an optimizer's step does once the natural gradients are known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from math import isfinite, isnan, nan
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from natgrad import distributed
 from natgrad.arguments import check_range
@@ -22,60 +15,11 @@ from natgrad.damping import LevenbergMarquardt
 from natgrad.preconditioner import Preconditioner
 from natgrad.quadratic import Gradient, Quadratic, StepModel
 from natgrad.replay import Replay
+from natgrad.tuning.auto import Auto, Choice, Chooser, moving
+from natgrad.tuning.factors import FactorSearch
+from natgrad.tuning.snapshot import Snapshot
 
-__all__ = ["Auto", "Snapshot", "Tuner"]
-
-Groups: TypeAlias = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Auto:
-    """Learning rate and momentum from the quadratic model of each step.
-
-    ``alpha, mu`` minimise ``M(delta) + (damping + l2)/2 |delta|^2`` over ``delta = -alpha U + mu
-    delta_before``. That takes ``F``'s products with both directions, each about two forward passes
-    of the part of the batch, beside one shared: with a quarter, 1.5 forward passes, or half of the
-    cost of a gradient.
-
-    Args:
-        fraction: of the batch, its first examples, that ``F`` is taken of.
-        l2: weight of a penalty ``l2/2 |w|^2`` that is part of the loss.
-
-    Raises:
-        ValueError: an argument out of range.
-    """
-
-    fraction: float = 0.25
-    l2: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_range("fraction", self.fraction, 0 < self.fraction <= 1, "in (0, 1]")
-        check_range("l2", self.l2, self.l2 >= 0, "at least 0")
-
-
-class Snapshot:
-    """Parameters and optimizer state before a step, to take it back exactly."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-        self.parameters = [
-            (p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]
-        ]
-        self.state = {
-            p: {k: v.clone() if isinstance(v, Tensor) else v for k, v in optimizer.state[p].items()}
-            for p, _ in self.parameters
-            if p in optimizer.state
-        }
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """As it was."""
-        for p, before in self.parameters:
-            p.copy_(before)
-            if p in self.state:
-                self.optimizer.state[p] = self.state[p]
-            else:
-                self.optimizer.state.pop(p, None)
+__all__ = ["Tuner"]
 
 
 class Tuner:
@@ -83,8 +27,9 @@ class Tuner:
 
     Args:
         preconditioner: of the optimizer.
-        lr: None where it is given by the parameter groups.
-        momentum: whether it comes from the quadratic model.
+        auto: how the quadratic model is taken; None as by default.
+        lr: whether the learning rate comes from it, and not from the parameter groups.
+        momentum: whether the momentum does.
         reduction_every: steps between reduction ratios where no damping wants them.
 
     Raises:
@@ -92,55 +37,58 @@ class Tuner:
     """
 
     def __init__(
-        self, preconditioner: Preconditioner, lr: Auto | None, momentum: bool,
+        self, preconditioner: Preconditioner, auto: Auto | None, lr: bool, momentum: bool,
         reduction_every: int | None,
     ) -> None:  # fmt: skip
         check_range(
             "reduction_every", reduction_every, reduction_every is None or reduction_every >= 1,
             "at least 1 or None",
         )  # fmt: skip
-        self.pre, self.auto_lr, self.auto_momentum = preconditioner, lr is not None, momentum
-        self.auto = lr or Auto()
+        self.pre, self.auto = preconditioner, auto or Auto()
         self.reduction_every = reduction_every
         self.ratio, self.lr, self.momentum, self.rejected = nan, nan, nan, 0
         self.backward_again = False  #: whether the closure can't be called without gradients
         damping = preconditioner.damping
         self.adapted = damping if isinstance(damping, LevenbergMarquardt) else None
-        self.replay = self._replay()
+        self.replay = self._replay(lr or momentum)
+        self.chooser: Chooser | None = None
+        if (lr or momentum) and self.replay is not None:
+            self.chooser = Chooser(preconditioner, self.replay, self.auto, lr, momentum)
+        self.search = self._search()
         if self.chooses or self.adapted is not None or reduction_every is not None:
             preconditioner.keep_plain()
 
-    def _replay(self) -> Replay | None:
+    def _replay(self, chooses: bool) -> Replay | None:
         pre, tap = self.pre, self.pre.tap
-        if self.chooses:
-            if tap.likelihood is None:
-                raise ValueError(
-                    "lr='auto' and momentum='auto' take the exact Fisher matrix of the model's "
-                    "output distribution: say likelihood=Categorical(), for example"
-                )
-            if pre.bounds.bind:
-                raise ValueError(
-                    "lr='auto' and momentum='auto' bound the step by the quadratic model; "
-                    "kl_clip and max_norm are for a given learning rate"
-                )
-            self._damping()
-        elif tap.likelihood is None or self.adapted is None:
+        if chooses and tap.likelihood is None:
+            raise ValueError(
+                "lr='auto' and momentum='auto' take the exact Fisher matrix of the model's "
+                "output distribution: say likelihood=Categorical(), for example"
+            )
+        if chooses and pre.bounds.bind:
+            raise ValueError(
+                "lr='auto' and momentum='auto' bound the step by the quadratic model; "
+                "kl_clip and max_norm are for a given learning rate"
+            )
+        needed = chooses or self.adapted is not None or self.reduction_every is not None
+        if tap.likelihood is None or not needed:
             return None
         return Replay(pre.model, tap.likelihood, tap.logits, pre.silently)
+
+    def _search(self) -> FactorSearch | None:
+        if self.adapted is None or self.adapted.factors_every is None:
+            return None
+        if self.chooser is None:
+            raise ValueError(
+                "LevenbergMarquardt(factors_every=...) compares candidates by the quadratic model, "
+                "with lr='auto' or momentum='auto'"
+            )
+        return FactorSearch(self.pre, self.adapted, self.chooser)
 
     @property
     def chooses(self) -> bool:
         """Whether learning rate or momentum come from the quadratic model."""
-        return self.auto_lr or self.auto_momentum
-
-    def _damping(self) -> float:
-        value = getattr(self.pre.damping, "value", self.pre.damping)
-        if not isinstance(value, (int, float)):
-            raise ValueError(
-                f"lr='auto' and momentum='auto' need a damping with one number, which the "
-                f"quadratic model is damped with too; {type(self.pre.damping).__name__} has none"
-            )
-        return float(value)
+        return self.chooser is not None
 
     # when ---------------------------------------------------------------------------------------
 
@@ -167,7 +115,8 @@ class Tuner:
         if targets and self.replay is None:
             raise RuntimeError(
                 "natgrad: step(targets=...) takes the loss from the likelihood, for "
-                "LevenbergMarquardt damping; this optimizer needs none, or has no likelihood"
+                "LevenbergMarquardt damping or reduction_every; this optimizer has no use for it, "
+                "or no likelihood"
             )
         if targets and not closure and self.replay is not None:
             self.replay.only()
@@ -239,11 +188,11 @@ class Tuner:
         evaluates = again is not None and self.evaluates(k)
         kept = Snapshot(optimizer) if evaluates else None
         foretold = nan
-        if self.chooses:
+        if self.chooser is not None:
             foretold = self._chosen(optimizer, kept if self.measures(k) else None)
         else:
             wanted = evaluates and self.measures(k)
-            gradient = Gradient(self.pre.solved, _moving(optimizer)) if wanted else None
+            gradient = Gradient(self.pre.solved, moving(optimizer)) if wanted else None
             update()
             if gradient is not None and kept is not None:
                 foretold = self._foretold(gradient, kept)
@@ -257,11 +206,27 @@ class Tuner:
             kept.restore()
         return stays
 
+    def _chosen(self, optimizer: torch.optim.Optimizer, kept: Snapshot | None) -> float:
+        """Move by the coefficients that the quadratic model asks for; its change."""
+        assert self.chooser is not None
+        size = self._size()
+        choice: Choice | None = None
+        if self.search is not None and self.search.due(self.pre.steps - 1):
+            choice = self.search.best(optimizer, size)
+        choice = choice or self.chooser.choose(optimizer, size)
+        gradient = Gradient(self.pre.solved, choice.moving)
+        self.lr, self.momentum = choice.lr, choice.momentum
+        self.chooser.move(optimizer, choice)
+        if kept is not None and any(group["weight_decay"] for group in optimizer.param_groups):
+            return self._foretold(gradient, kept, self.auto.fraction)  # decay moves them too
+        return choice.change() * size
+
     def _judged(self, k: int, before: float, after: float, foretold: float) -> bool:
         if self.measures(k):
             self.ratio = (after - before) / foretold if foretold else nan
             if self.adapted is not None and self.adapted.measures(k):
-                self.adapted.adapt(self.ratio)
+                # a model that foretells a rise is a bad one, whatever the loss did
+                self.adapted.adapt(self.ratio if foretold < 0 else nan)
         if not self.looks(k) or (isfinite(after) and after <= before):
             return True
         assert self.adapted is not None
@@ -274,8 +239,8 @@ class Tuner:
         """The change of the model in a step that was taken already."""
         before = dict(kept.parameters)
         move = {p: p.detach() - old for p, old in before.items()}
-        if self.replay is None:
-            return StepModel(self.pre.curvature, gradient).change(move)
+        if self.replay is None or (self.adapted is None and not self.chooses):
+            return StepModel(self.pre.curvature, gradient).change(move, self._size())
         parameters = list(move)
         A = self.replay.curved(
             parameters, [list(move.values())], fraction, [before[p] for p in parameters]
@@ -285,74 +250,6 @@ class Tuner:
             D += self.auto.l2 * each.square().sum(dtype=A.dtype).cpu()
         return size * Quadratic(A + D, D, gradient.along(move).reshape(1) / size).change([1.0])
 
-    # learning rate and momentum -----------------------------------------------------------------
-
-    @torch.no_grad()
-    def _chosen(self, optimizer: torch.optim.Optimizer, kept: Snapshot | None) -> float:
-        """Move by the coefficients that the quadratic model asks for; its change."""
-        assert self.replay is not None
-        moving, state = _moving(optimizer), optimizer.state
-        gradient = Gradient(self.pre.solved, moving)
-        rates, momenta = _by_parameter(optimizer, "lr"), _by_parameter(optimizer, "momentum")
-        top_rate, top_momentum = max(rates.values()), max(momenta.values())
-        U = {p: _scaled(p.grad, rates[p], top_rate) for p in moving if p.grad is not None}
-        directions = [U]
-        if any("delta" in state[p] for p in moving) and top_momentum > 0:
-            directions.append({
-                p: _scaled(state[p]["delta"], momenta[p], top_momentum)
-                if "delta" in state[p] else torch.zeros_like(p)
-                for p in moving
-            })  # fmt: skip
-        fixed = [
-            None if self.auto_lr else -top_rate,
-            None if self.auto_momentum else top_momentum,
-        ][: len(directions)]
-        model = self._model(moving, directions, gradient)
-        w = model.minimiser(self._damping(), fixed)
-        self.lr, self.momentum = -w[0], w[1] if len(w) > 1 else 0.0
-        if self.auto_lr:
-            w[0] *= top_rate
-        if self.auto_momentum and len(w) > 1:
-            w[1] *= top_momentum
-        self._move(optimizer, directions, w, rates, top_rate)
-        if kept is not None and any(group["weight_decay"] for group in optimizer.param_groups):
-            return self._foretold(gradient, kept, self.auto.fraction)  # decay moves them too
-        return model.change(w) * self._size()
-
-    def _model(
-        self, moving: list[nn.Parameter], directions: list[dict[nn.Parameter, Tensor]],
-        gradient: Gradient,
-    ) -> Quadratic:  # fmt: skip
-        assert self.replay is not None
-        vectors = [[v[p] for p in moving] for v in directions]
-        A = self.replay.curved(moving, vectors, self.auto.fraction)
-        D = torch.zeros_like(A)
-        for i, u in enumerate(vectors):
-            for j, v in enumerate(vectors[: i + 1]):
-                dots = [torch.dot(x.flatten(), y.flatten()) for x, y in zip(u, v, strict=True)]
-                D[i, j] = D[j, i] = torch.stack([dot.double().cpu() for dot in dots]).sum()
-        b = torch.stack([gradient.along(v) for v in directions]) / self._size()
-        return Quadratic(A + self.auto.l2 * D, D, b)
-
-    def _move(
-        self, optimizer: torch.optim.Optimizer, directions: list[dict[nn.Parameter, Tensor]],
-        w: list[float], rates: Mapping[nn.Parameter, float], top_rate: float,
-    ) -> None:  # fmt: skip
-        moving = list(directions[0])
-        if len(directions) > 1:
-            steps = list(torch._foreach_mul([directions[1][p] for p in moving], w[1]))
-            torch._foreach_add_(steps, [directions[0][p] for p in moving], alpha=w[0])
-        else:
-            steps = list(torch._foreach_mul([directions[0][p] for p in moving], w[0]))
-        decays = _by_parameter(optimizer, "weight_decay")
-        lr = max(-w[0], 0.0)  # uphill, beside the last step, it must not make weights grow
-        for p in moving:
-            if decays[p]:
-                p.mul_(1 - lr * (rates[p] / top_rate if top_rate else 0.0) * decays[p])
-        torch._foreach_add_([p.data for p in moving], steps)
-        for p, step in zip(moving, steps, strict=True):
-            optimizer.state[p]["delta"] = step  # torch would not bring a "step" to another device
-
     # state --------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -360,7 +257,7 @@ class Tuner:
         figures = {"ratio": self.ratio, "lr": self.lr, "momentum": self.momentum}
         known: dict[str, Any] = {key: value for key, value in figures.items() if not isnan(value)}
         if self.adapted is not None:
-            known["damping"] = self.adapted.value
+            known |= {"damping": self.adapted.value, "factors": self.adapted.of_factors}
         return {**known, "rejected": self.rejected}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -369,17 +266,4 @@ class Tuner:
         self.lr, self.momentum = state.get("lr", nan), state.get("momentum", nan)
         if self.adapted is not None:
             self.adapted.value = state.get("damping", self.adapted.value)
-
-
-def _moving(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
-    return [p for p in parameters if p.grad is not None]
-
-
-def _by_parameter(optimizer: torch.optim.Optimizer, name: str) -> dict[nn.Parameter, float]:
-    return {p: float(group[name]) for group in optimizer.param_groups for p in group["params"]}
-
-
-def _scaled(x: Tensor, own: float, top: float) -> Tensor:
-    """Relative to the largest of the groups; no copy where they are the same."""
-    return x if own == top or top == 0 else x * (own / top)
+            self.adapted.of_factors = state.get("factors")

@@ -1,0 +1,48 @@
+"""What an optimizer does when nothing but the learning rate is said."""
+
+from __future__ import annotations
+
+import pytest
+
+import natgrad
+from natgrad import Categorical
+from tests.networks import mlp
+
+METHODS = [natgrad.KFAC, natgrad.EKFAC, natgrad.TKFAC, natgrad.TEKFAC]
+
+
+def settings(opt) -> dict:
+    pre = opt.preconditioner
+    return {
+        "damping": pre.damping, "kl_clip": pre.bounds.kl_clip,
+        "stats_every": pre.schedule.stats_every, "refresh_every": pre.schedule.refresh_every,
+        "burn_in": pre.schedule.burn_in,
+    }  # fmt: skip
+
+
+PLAIN = {"kl_clip": None, "stats_every": 1, "refresh_every": 1, "burn_in": 0}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_left_alone_it_takes_its_own_settings(method):
+    assert settings(method(mlp(4, 6, 3), lr=0.1)) == dict(method.untouched)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_with_a_damping_there_are_no_others(method):
+    assert settings(method(mlp(4, 6, 3), lr=0.1, damping=0.2)) == {"damping": 0.2, **PLAIN}
+
+
+@pytest.mark.parametrize("given", [{"kl_clip": None}, {"stats_every": 3}, {"burn_in": 0}])
+def test_what_is_said_holds(given):
+    opt = natgrad.KFAC(mlp(4, 6, 3), lr=0.1, **given)
+    assert settings(opt) == {**natgrad.KFAC.untouched, **given}
+
+
+def test_an_automatic_learning_rate_is_not_bounded_besides():
+    opt = natgrad.KFAC(mlp(4, 6, 3), lr="auto", likelihood=Categorical())
+    assert settings(opt) == {**natgrad.KFAC.untouched, "kl_clip": None}
+
+
+def test_the_exact_optimizer_keeps_to_every_batch():
+    assert settings(natgrad.ExactNGD(mlp(4, 6, 3), lr=0.1)) == {"damping": 1e-3, **PLAIN}
