@@ -160,26 +160,44 @@ def kron_solve(G_inv: Tensor, A_inv: Tensor, M: Tensor) -> Tensor:
     return half * A_inv if A_inv.ndim == 1 else half @ A_inv
 
 
-def kron_eigen_solve(G: Eigen, A: Eigen, M: Tensor, damping: Tensor | float) -> Tensor:
+def kron_eigen_solve(
+    G: Eigen, A: Eigen, M: Tensor, damping: Tensor | float, dtype: torch.dtype | None = None
+) -> Tensor:
     """``(G (x) A + damping I)^-1 vec(M)``: exact damping through both eigenbases.
 
     ``U_G [(U_G^T M U_A) / (l_G l_A^T + damping)] U_A^T`` (MATH 1, V:B10). Where the denominator
     is zero (``damping = 0`` and a singular factor) this is the pseudo-inverse.
     """
     scale = G.values.unsqueeze(-1) * A.values.unsqueeze(-2)
-    return rotated_quotient(G.vectors, A.vectors, M, scale, damping)
+    return rotated_quotient(G.vectors, A.vectors, M, scale, damping, dtype)
 
 
 def rotated_quotient(
-    U_G: Tensor | None, U_A: Tensor | None, M: Tensor, scale: Tensor, damping: Tensor | float
+    U_G: Tensor | None,
+    U_A: Tensor | None,
+    M: Tensor,
+    scale: Tensor,
+    damping: Tensor | float,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``U_G [(U_G^T M U_A) / (scale + damping)] U_A^T``; the pseudo-inverse without damping."""
-    R = _rotate(U_G, U_A, M)
+    """``U_G [(U_G^T M U_A) / (scale + damping)] U_A^T``; the pseudo-inverse without damping.
+
+    Args:
+        U_G: ``[.., m, m]``; None is the identity.
+        U_A: ``[.., d, d]``; likewise.
+        M: ``[.., m, d]``.
+        scale: ``[.., m, d]``.
+        damping: a number.
+        dtype: of the four matrix products; None that of ``M``.
+    """
+    own, wanted = M.dtype, dtype or M.dtype
+    U_G, U_A = (None if U is None else U.to(wanted) for U in (U_G, U_A))
+    R = _rotate(U_G, U_A, M.to(wanted)).to(own)
     cutoff = torch.finfo(M.dtype).eps * max(M.shape[-2:]) * scale.amax((-2, -1), keepdim=True)
     damping = torch.as_tensor(damping, dtype=scale.dtype, device=scale.device)
     kept = (scale > cutoff) | (damping > 0)
     R = torch.where(kept, R / (scale + damping), torch.zeros_like(R))
-    return _rotate_back(U_G, U_A, R)
+    return _rotate_back(U_G, U_A, R.to(wanted)).to(own)
 
 
 def rotated_product(U_G: Tensor | None, U_A: Tensor | None, M: Tensor, factor: Tensor) -> Tensor:

@@ -70,6 +70,8 @@ class Preconditioner:
             fewer rows than the layer is wide; gradient clipping and accumulation then see natural
             gradients, and every backward pass through the model must be one of the loss. Without
             effect in several processes, whose gradients must be averaged first.
+        product_dtype: of the matrix products that turn gradients into natural ones, such as
+            ``torch.bfloat16``; everything else stays as it is. None takes the statistics' dtype.
         logits: which entry of the model's output is the logits: an index, a key or attribute name,
             or a function of the output. Needed only where the output holds several tensors and
             none is named ``logits``.
@@ -100,6 +102,7 @@ class Preconditioner:
         shared: Shared = "expand",
         strict: bool = False,
         fused: bool = False,
+        product_dtype: torch.dtype | None = None,
         logits: LogitsKey = None,
         seed: int = 0,
         nonfinite: Literal["skip", "raise"] = "skip",
@@ -127,7 +130,7 @@ class Preconditioner:
         else:
             self.curvature = Blockwise(
                 block, damping=self.damping, decay=decay, shared=shared,
-                keeps_plain=kl_clip is not None, **scaled,
+                keeps_plain=kl_clip is not None, product_dtype=product_dtype, **scaled,
             )  # fmt: skip
         views = self._read()
         # residuals need no layers: without, the exact optimizer refuses steps on gradients alone

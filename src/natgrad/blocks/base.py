@@ -40,6 +40,7 @@ class Block(nn.Module, ABC):
         shared: how positions of a shared layer are treated, see the subclass.
         dtype: dtype of the statistics, float32 or float64.
         device: where the statistics live.
+        product_dtype: of the matrix products of :meth:`solve`; None the statistics'.
     """
 
     eigenvalues_only: ClassVar[bool] = False  #: whether damping of factors makes no sense
@@ -57,8 +58,11 @@ class Block(nn.Module, ABC):
         shared: Shared = "expand",
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
+        product_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.product_dtype = product_dtype
+        self._lowered: dict[str, tuple[tuple[int, int], Tensor]] = {}
         self.shape, self.groups, self.diagonal_input = shape, groups, diagonal_input
         self.shared, self.decay, self.dtype, self.device = shared, decay, dtype, device
         self.damping: Damping = self._understood(damping)
@@ -179,6 +183,16 @@ class Block(nn.Module, ABC):
     def observed(self) -> bool:
         """Whether what :meth:`factors` needs has ever been committed."""
         return all(bool(moment.weight > 0) for moment in self.moments())
+
+    def _for_products(self, name: str) -> Tensor:
+        """A buffer in the dtype of products, converted once for each time that it changes."""
+        buffer = self.get_buffer(name)
+        if self.product_dtype is None:
+            return buffer
+        state = buffer._version, buffer.data_ptr()
+        if name not in self._lowered or self._lowered[name][0] != state:
+            self._lowered[name] = state, buffer.to(self.product_dtype)
+        return self._lowered[name][1]
 
     def _moment(self, *shape: int, of_inputs: bool = False) -> Moment:
         return Moment(

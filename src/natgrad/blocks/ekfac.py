@@ -116,7 +116,8 @@ class EigenCorrected(Block):
         """``U_G [(U_G^T M U_A) / (s + damping)] U_A^T``, ``4 o i (o + i)`` flop."""
         A, G = self.basis.eigen()
         s = self.scales()
-        return linalg.rotated_quotient(G.vectors, A.vectors, M, s, self._ridge(s))
+        ridge, dtype = self._ridge(s), self.product_dtype
+        return linalg.rotated_quotient(G.vectors, A.vectors, M, s, ridge, dtype)
 
     def _ridge(self, scales: Tensor) -> Tensor | float:
         return cast(EigenvalueDamping, self.damping).ridge(scales.sum(), self.dim)

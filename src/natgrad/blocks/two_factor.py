@@ -78,9 +78,10 @@ class TwoFactor(Block):
     def solve(self, M: Tensor) -> Tensor:
         """``G^-1 M A^-1``, ``2 o i (o + i)`` flop; twice that in the eigenbases."""
         if self._factored:
-            return linalg.kron_solve(self.get_buffer("G_inverse"), self.get_buffer("A_inverse"), M)
+            G_inverse, A_inverse = (self._for_products(f"{x}_inverse") for x in ("G", "A"))
+            return linalg.kron_solve(G_inverse, A_inverse, M.to(G_inverse.dtype)).to(M.dtype)
         A, G = self.eigen()
-        return linalg.kron_eigen_solve(G, A, M, self.ridge())
+        return linalg.kron_eigen_solve(G, A, M, self.ridge(), self.product_dtype)
 
     def ridge(self) -> Tensor | float:
         """What is added to the eigenvalues; the product of the ridges where factored."""

@@ -38,6 +38,7 @@ class Blockwise:
         scaled_by_batch: whether the samples are of the user's own loss, a mean over examples.
         scaled_by_loss: whether the samples are of the user's own loss at all.
         keeps_plain: whether the plain gradients of fused layers are wanted too.
+        product_dtype: of the products of each solve; None that of the statistics.
     """
 
     def __init__(
@@ -50,10 +51,13 @@ class Blockwise:
         scaled_by_batch: bool,
         scaled_by_loss: bool,
         keeps_plain: bool,
+        product_dtype: torch.dtype | None = None,
     ) -> None:
         self.block = block
         self.damping: object = damping
         self.settings: dict[str, Any] = {"damping": damping, "decay": decay, "shared": shared}
+        if product_dtype is not None:
+            self.settings["product_dtype"] = product_dtype
         self.scaled_by_batch, self.scaled_by_loss = scaled_by_batch, scaled_by_loss
         self.keeps_plain = keeps_plain
         self.layers: list[Layer] = []

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from natgrad import distributed
 from natgrad.damping import Constant, Damping, EigenvalueDamping, checked, on_eigenvalues
 from natgrad.guard import Guard
+from natgrad.least_squares.auto import DELTA, Automatic
 from natgrad.least_squares.jacobian import flat
 from natgrad.least_squares.path import Model, Move
 from natgrad.least_squares.residuals import Given, Reduction, Residuals, listed
@@ -72,6 +73,7 @@ class LeastSquares:
             along the step from differences: geodesic acceleration (Transtrum & Sethna 2012, arXiv
             1201.5885). Costs two evaluations of the residuals and one more solution. Where damping
             is small and the length of straight steps falls with every step, it takes longer ones.
+        automatic: chooses learning rate and momentum; None takes those of the groups.
         nonfinite: what to do with a step that is not finite: ``"skip"`` or ``"raise"``.
 
     Raises:
@@ -91,6 +93,7 @@ class LeastSquares:
         dtype: torch.dtype | None = None,
         chunk: int | None = None,
         geodesic: bool = False,
+        automatic: Automatic | None = None,
         nonfinite: Literal["skip", "raise"] = "skip",
     ) -> None:
         if not isinstance(solver, ConjugateGradient) and solver not in SOLVERS:
@@ -112,7 +115,7 @@ class LeastSquares:
         self.linearizer = Linearizer(model, reduction, dtype, chunk)
         self.solver: Solver = ConjugateGradient() if solver == "cg" else solver
         self.spring, self.line_search, self.geodesic = spring, line_search, geodesic
-        self.guard = Guard(nonfinite)
+        self.guard, self.automatic = Guard(nonfinite), automatic
         self.figures = Figures()
         self.length = 1.0  #: of the last step that was taken
         self.steps = 0  #: taken or refused, but for those that were not finite
@@ -159,9 +162,9 @@ class LeastSquares:
                 self.figures = Figures(loss=loss, damping=ridge)
                 return nan
             memory = self._remember(phi, solution, parameters)
-            delta = self._delta(groups, state, memory)
+            delta, lr = self._delta(system, ridge, groups, state, memory)
         self.figures = Figures(
-            loss, nan, ridge, float(groups[0]["lr"]), nan, solution.way, solution.iterations,
+            loss, nan, ridge, lr, nan, solution.way, solution.iterations,
             len(system.r), len(phi),
         )  # fmt: skip
         before = [p.detach().clone() for p in parameters]
@@ -176,6 +179,7 @@ class LeastSquares:
             elif self.line_search is not None and p in state:  # momentum led nowhere: start anew
                 state[p].pop(PHI, None)
                 state[p].pop(HEAVY, None)
+                state[p].pop(DELTA, None)
         self.steps += 1
         self.guard.passed()
         return loss
@@ -207,11 +211,8 @@ class LeastSquares:
         state: Mapping[Tensor, dict[str, Any]],
     ) -> tuple[Solution, Tensor]:
         start = _recalled(LAST, parameters, state, system.r) if self._warm() else None
-        if self.spring is None:
-            solution = solve(system, system.r, ridge, self.solver, start)
-            return solution, solution.x
-        kept = _recalled(PHI, parameters, state, system.r)
-        if kept is None:
+        kept = _recalled(PHI, parameters, state, system.r) if self.spring is not None else None
+        if kept is None or self.spring is None:
             solution = solve(system, system.r, ridge, self.solver, start)
             return solution, solution.x
         kept = self.spring.decay * kept
@@ -239,11 +240,18 @@ class LeastSquares:
 
     def _delta(
         self,
+        system: System,
+        ridge: float,
         groups: Sequence[Mapping[str, Any]],
         state: Mapping[Tensor, dict[str, Any]],
         memory: Mapping[nn.Parameter, dict[str, Tensor]],
-    ) -> list[Tensor]:
-        """The whole step of every parameter: learning rate, heavy-ball momentum, decay."""
+    ) -> tuple[list[Tensor], float]:
+        """The whole step of every parameter: learning rate, momentum, decay; and the rate."""
+        if self.automatic is not None:
+            delta, lr = self.automatic.delta(system, ridge, groups, state)
+            for own, part in zip(memory.values(), delta, strict=True):
+                own[DELTA] = part
+            return delta, lr
         found = []
         for group in groups:
             momentum, lr = group["momentum"], group["lr"]
@@ -257,7 +265,7 @@ class LeastSquares:
                     heavy = memory[p][HEAVY]
                     way = way + momentum * heavy if group["nesterov"] else heavy
                 found.append(-lr * way - lr * group["weight_decay"] * p.detach())
-        return found
+        return found, float(groups[0]["lr"])
 
     def _bend(self, system: System, parts: Sequence[Given], move: Move, ridge: float) -> Tensor:
         """``a`` of the path ``t delta + 1/2 t^2 a``; zero where differences are not finite."""

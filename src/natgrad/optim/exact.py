@@ -13,6 +13,7 @@ from natgrad.arguments import check_coverage
 from natgrad.curvature import Joint
 from natgrad.damping import Damping
 from natgrad.least_squares import LeastSquares, LineSearch, Spring
+from natgrad.least_squares.auto import Automatic
 from natgrad.least_squares.residuals import Residuals
 from natgrad.least_squares.solvers import Solver
 from natgrad.modes import RandomState
@@ -87,8 +88,8 @@ class ExactNGD(NaturalGradient):
         super().__init__(model, lr, heavy, damping=damping, fisher=fisher, **kwargs)
         self.least_squares = LeastSquares(
             model, damping, spring=spring, line_search=line_search, solver=solver, dtype=dtype,
-            chunk=chunk, geodesic=geodesic, reduction=kwargs.get("reduction", "mean"),
-            nonfinite=kwargs.get("nonfinite", "skip"),
+            chunk=chunk, geodesic=geodesic, automatic=self._automatic(),
+            reduction=kwargs.get("reduction", "mean"), nonfinite=kwargs.get("nonfinite", "skip"),
         )  # fmt: skip
         given = (
             spring,
@@ -167,16 +168,17 @@ class ExactNGD(NaturalGradient):
         return super().step(closure, targets=targets)
 
     def _on_residuals(self, residuals: Residuals) -> float:
-        if self.tuner.chooses:
-            raise ValueError(
-                "natgrad: lr='auto' and momentum='auto' are not for residuals yet: give numbers, "
-                "line_search=natgrad.GridSearch() or natgrad.damping.LevenbergMarquardt"
-            )
         with self._unheard():
             loss = self.least_squares.step(residuals, self.param_groups, self.state)
         if self.average is not None and self.least_squares.figures.moved:
             self.average.update(self.least_squares.steps)
         return loss
+
+    def _automatic(self) -> Automatic | None:
+        chooser = self.tuner.chooser
+        if chooser is None:
+            return None
+        return Automatic(chooser.lr, chooser.momentum, chooser.auto.l2)
 
     @contextmanager
     def _unheard(self) -> Iterator[None]:

@@ -13,7 +13,13 @@ from typing import TypeAlias
 import torch
 
 from natgrad.lab.errors import UsageError, unknown
-from natgrad.lab.optimizers.automatic import ekfac_auto, kfac_auto, tekfac_auto, tkfac_auto
+from natgrad.lab.optimizers.automatic import (
+    ekfac_auto,
+    kfac_auto,
+    tekfac_auto,
+    tkfac_auto,
+    tkfac_auto_bf16,
+)
 from natgrad.lab.optimizers.first_order import Joint, adam, adamw, lbfgs, muon, sgd
 from natgrad.lab.optimizers.natural import ekfac, exactngd, kfac, tekfac, tkfac
 from natgrad.lab.optimizers.peers import kfac_pytorch, sgd_nesterov, soap
@@ -34,7 +40,7 @@ BUILDERS: dict[str, Builder] = {
     for group in (
         (sgd, sgd_bn, adam, adamw, lbfgs, muon),
         (kfac, ekfac, tkfac, tekfac, exactngd),
-        (kfac_auto, ekfac_auto, tkfac_auto, tekfac_auto),
+        (kfac_auto, ekfac_auto, tkfac_auto, tekfac_auto, tkfac_auto_bf16),
         (kfac_defaults, ekfac_defaults, tkfac_defaults, tekfac_defaults),
         (prong, prong_diagonal, prongplus, sngd),
         (sgd_nesterov, soap, kfac_pytorch),

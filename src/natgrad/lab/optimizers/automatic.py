@@ -11,10 +11,12 @@ from natgrad.damping import LevenbergMarquardt
 from natgrad.lab.optimizers.task import Task
 from natgrad.optim import NaturalGradient
 
-__all__ = ["ekfac_auto", "kfac_auto", "tekfac_auto", "tkfac_auto"]
+__all__ = ["ekfac_auto", "kfac_auto", "tekfac_auto", "tkfac_auto", "tkfac_auto_bf16"]
 
 
-def _automatic(method: type[NaturalGradient]) -> Callable[..., torch.optim.Optimizer]:
+def _automatic(
+    method: type[NaturalGradient], product_dtype: torch.dtype | None = None
+) -> Callable[..., torch.optim.Optimizer]:
     """The builder of a method: the same settings for all, so that they are compared alike."""
 
     def build(
@@ -28,9 +30,11 @@ def _automatic(method: type[NaturalGradient]) -> Callable[..., torch.optim.Optim
                                        reject_every=every),
             likelihood=task.likelihood, stats_every=stats_every, refresh_every=refresh_every,
             burn_in=burn_in, decay=decay, seed=task.seed,
+            product_dtype=product_dtype,
         )  # fmt: skip
 
-    build.__name__ = f"{method.__name__.lower()}_auto"
+    half = "_bf16" if product_dtype is torch.bfloat16 else ""
+    build.__name__ = f"{method.__name__.lower()}_auto{half}"
     build.__doc__ = (
         f"{method.__name__} with learning rate and momentum from the quadratic model, and "
         "Levenberg-Marquardt damping that starts at ``damping``."
@@ -42,3 +46,4 @@ kfac_auto = _automatic(natgrad.KFAC)
 ekfac_auto = _automatic(natgrad.EKFAC)
 tkfac_auto = _automatic(natgrad.TKFAC)
 tekfac_auto = _automatic(natgrad.TEKFAC)
+tkfac_auto_bf16 = _automatic(natgrad.TKFAC, torch.bfloat16)

@@ -46,6 +46,11 @@ RECIPE = Recipe(
             ]
             for name in ("kfac_auto", "tkfac_auto", "ekfac_auto", "tekfac_auto")
         },
+        "tkfac_auto_bf16": [
+            {"damping": damping, "stats_every": every, "fraction": 0.1, "burn_in": 3}
+            for damping in (0.003, 0.01, 0.03)
+            for every in (2, 5)
+        ],
         **damped((0.3, 1.0), (0.001, 0.003, 0.01)),
         **untouched((3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)),
     },

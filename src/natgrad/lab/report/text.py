@@ -34,7 +34,7 @@ _NAMES = {
 NATURAL = frozenset(
     {"kfac", "ekfac", "tkfac", "tekfac", "exactngd", "prong", "prongplus", "prong+", "sngd"}
 )
-SUFFIXES = {"_auto": "auto", "_defaults": "defaults"}
+SUFFIXES = {"_bf16": "bfloat16", "_auto": "auto", "_defaults": "defaults"}
 NOTHING = "\N{EN DASH}"
 
 _LOCAL_PATH = re.compile(
