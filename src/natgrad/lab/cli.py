@@ -15,7 +15,7 @@ import natgrad
 from natgrad.lab.carrying import carry_through, print_report
 from natgrad.lab.comparison import Plan
 from natgrad.lab.errors import INTERRUPTED, LabError, UsageError, unknown
-from natgrad.lab.optimizers import BUILDERS, parse
+from natgrad.lab.optimizers import BUILDERS, UNTUNED, parse
 from natgrad.lab.recipe import Recipe, load, names
 from natgrad.lab.training import Budget
 
@@ -143,7 +143,11 @@ def compare_optimizers(
             tuple(chosen),
             experiment.seeds if seeds is None else tuple(range(seeds)),
             _budget(experiment, epochs, seconds),
-            {name: experiment.settings.get(name, {}) for name in chosen} if no_tune else {},
+            {
+                name: experiment.settings.get(name, {})
+                for name in chosen
+                if no_tune or name in UNTUNED
+            },
         )
         given = _any_given(optimizers, seeds, epochs, seconds, schedule) or no_tune
         carry_through(plan, out, data, resume, "compare", not given, tensorboard)

@@ -32,7 +32,17 @@ from natgrad.lab.optimizers.untouched import (
 )
 from natgrad.lab.optimizers.whitened import prong, prong_diagonal, prongplus, sgd_bn, sngd
 
-__all__ = ["BUILDERS", "Joint", "Setting", "Settings", "Task", "build", "complete", "parse"]
+__all__ = [
+    "BUILDERS",
+    "UNTUNED",
+    "Joint",
+    "Setting",
+    "Settings",
+    "Task",
+    "build",
+    "complete",
+    "parse",
+]
 
 Builder: TypeAlias = Callable[..., torch.optim.Optimizer]
 BUILDERS: dict[str, Builder] = {
@@ -47,6 +57,9 @@ BUILDERS: dict[str, Builder] = {
     )
     for builder in group
 }
+
+#: those whose point is that nothing is tuned
+UNTUNED = frozenset(name for name in BUILDERS if name.endswith("_defaults"))
 
 
 def build(name: str, task: Task, settings: Settings) -> torch.optim.Optimizer:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from natgrad.lab.optimizers.task import Settings
 
-__all__ = ["damped", "untouched"]
+__all__ = ["damped"]
 
 METHODS = ("kfac", "ekfac", "tkfac", "tekfac")
 
@@ -24,9 +24,3 @@ def damped(dampings: Iterable[float], ratios: Iterable[float]) -> dict[str, list
         for ratio in ratios
     ]
     return dict.fromkeys(METHODS, points)
-
-
-def untouched(rates: Iterable[float]) -> dict[str, list[Settings]]:
-    """Learning rates alone, for each method with its defaults."""
-    points: list[Settings] = [{"lr": lr} for lr in rates]
-    return {f"{name}_defaults": points for name in METHODS}

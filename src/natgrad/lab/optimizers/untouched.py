@@ -1,4 +1,4 @@
-"""natgrad's optimizers as they come: a learning rate, and nothing else."""
+"""natgrad's optimizers as they come: the same learning rate everywhere, and nothing else."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from functools import partial
 from natgrad.lab.data import MNIST_PIXELS
 from natgrad.lab.metrics import SQUARED_ERROR
 from natgrad.lab.networks import autoencoder
-from natgrad.lab.optimizers.grids import damped, untouched
+from natgrad.lab.optimizers.grids import damped
 from natgrad.lab.recipe import Recipe
 from natgrad.likelihood import Bernoulli
 
@@ -52,7 +52,6 @@ RECIPE = Recipe(
             for every in (2, 5)
         ],
         **damped((0.3, 1.0), (0.001, 0.003, 0.01)),
-        **untouched((3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)),
     },
     settings={
         "sgd": {"lr": 1e-3},

@@ -5,7 +5,7 @@ from functools import partial
 from natgrad.lab.data import KJV
 from natgrad.lab.metrics import ACCURACY
 from natgrad.lab.networks import CharacterModel
-from natgrad.lab.optimizers.grids import damped, untouched
+from natgrad.lab.optimizers.grids import damped
 from natgrad.lab.recipe import Recipe
 from natgrad.lab.text import CHARACTERS
 from natgrad.likelihood import Categorical
@@ -31,7 +31,6 @@ RECIPE = Recipe(
             {"lr": lr, "weight_decay": decay} for lr in (1e-3, 3e-3, 0.01) for decay in (0.01, 0.1)
         ],
         **damped((0.01, 0.1), (0.1, 0.3, 1.0)),
-        **untouched((3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)),
     },
     settings={
         "sgd": {"lr": 0.1},

@@ -3,7 +3,7 @@
 from natgrad.lab.data import CIFAR10_JPEG
 from natgrad.lab.metrics import ACCURACY
 from natgrad.lab.networks import cnn
-from natgrad.lab.optimizers.grids import damped, untouched
+from natgrad.lab.optimizers.grids import damped
 from natgrad.lab.recipe import Recipe
 from natgrad.likelihood import Categorical
 
@@ -28,7 +28,6 @@ RECIPE = Recipe(
             {"lr": lr, "weight_decay": decay} for lr in (1e-3, 3e-3, 0.01) for decay in (0.01, 0.1)
         ],
         **damped((0.01, 0.1), (0.1, 0.3, 1.0)),
-        **untouched((3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)),
     },
     settings={
         "sgd": {"lr": 0.05},

@@ -5,7 +5,7 @@ from functools import partial
 from natgrad.lab.data import MNIST
 from natgrad.lab.metrics import ACCURACY
 from natgrad.lab.networks import mlp
-from natgrad.lab.optimizers.grids import damped, untouched
+from natgrad.lab.optimizers.grids import damped
 from natgrad.lab.recipe import Recipe
 from natgrad.likelihood import Categorical
 
@@ -34,7 +34,6 @@ RECIPE = Recipe(
         ],
         "muon": [{"lr": lr} for lr in (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01)],
         **damped((0.003, 0.01, 0.03), (0.03, 0.1, 0.3)),
-        **untouched((1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.1)),
     },
     settings={
         "sgd": {"lr": 0.02},
