@@ -97,6 +97,15 @@ def test_without_out_a_new_folder_is_made(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("_no_report")
+def test_defaults_are_compared_without_tuning(tmp_path: Path) -> None:
+    names = ("--optimizers", "kfac_defaults,tekfac_defaults", "--seeds", "1", "--epochs", "0.2")
+    result = natgrad_command("compare", "digits-mlp", *names, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert manifest(tmp_path / "out")["settings"].keys() == {"kfac_defaults", "tekfac_defaults"}
+    assert not (tmp_path / "out" / "tuning").exists()
+
+
+@pytest.mark.usefixtures("_no_report")
 def test_resume_takes_the_plan_from_the_folder_and_refuses_another(tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("compare", "digits-mlp", "--optimizers", "sgd", "--seeds", "1", "--no-tune")
