@@ -36,7 +36,9 @@ class LevenbergMarquardt:
         decay: per step.
         low: below this ratio the value grows.
         high: above this ratio the value shrinks.
-        minimum: of the value.
+        minimum: of the value. Without one the damping can run away downwards: tiny steps are always
+            foretold well, and with too little damping steps become tiny. Least squares to high
+            accuracy wants a smaller one.
         maximum: of the value.
         reject_every: steps between looks at whether the loss rose; 1 looks at each step, which
             costs the loss each time. None never takes a step back.
@@ -54,7 +56,7 @@ class LevenbergMarquardt:
     decay: float = 0.95
     low: float = 0.25
     high: float = 0.75
-    minimum: float = 1e-8
+    minimum: float = 1e-4
     maximum: float = inf
     reject_every: int | None = 5
     rejected: float = 2.0
