@@ -54,7 +54,7 @@ def test_new_inverses_are_converted_anew_also_in_copies_and_after_loading():
     copied_net, copied = copy.deepcopy((net, opt))
     fresh, other = trained(natgrad.KFAC, 0.1, torch.bfloat16, steps=1)
     fresh.load_state_dict(net.state_dict())
-    other.load_state_dict(opt.state_dict())
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))
     for each_net, each in ((net, opt), (copied_net, copied), (fresh, other)):
         for k in range(3, 6):
             step(each_net, each, k)

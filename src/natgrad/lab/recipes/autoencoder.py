@@ -61,9 +61,10 @@ RECIPE = Recipe(
         "muon": {"lr": 0.01},
         "soap": {"lr": 0.01},
         "kfac_pytorch": {"kl_clip": 0.01, "damping": 1e-3},
-        "kfac": {"lr": 1e-3, "damping": 1.0},
+        **{key: {"lr": 0.001, "damping": 1.0} for key in ("kfac", "ekfac", "tkfac", "tekfac")},
+        "tkfac_auto_bf16": {"damping": 0.03, "stats_every": 5, "fraction": 0.1, "burn_in": 3},
         **{
-            name: {"damping": 0.003, "stats_every": 2}
+            name: {"damping": 0.01, "stats_every": 5, "fraction": 0.1}
             for name in ("kfac_auto", "tkfac_auto", "ekfac_auto", "tekfac_auto")
         },
     },

@@ -36,7 +36,7 @@ RECIPE = Recipe(
         "sgd": {"lr": 0.1},
         "adam": {"lr": 3e-3},
         "adamw": {"lr": 3e-3, "weight_decay": 0.01},
-        "kfac": {"lr": 0.03, "damping": 0.1},
+        **{key: {"lr": 0.03, "damping": 0.1} for key in ("kfac", "ekfac", "tkfac", "tekfac")},
     },
     optimizers=("sgd", "adam", "adamw", "kfac"),
     train_evaluated=1_000,

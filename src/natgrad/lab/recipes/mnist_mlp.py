@@ -41,6 +41,9 @@ RECIPE = Recipe(
         "adamw": {"lr": 1e-3, "weight_decay": 0.01},
         "muon": {"lr": 1e-3},
         "kfac": {"lr": 0.001, "damping": 0.01},
+        "ekfac": {"lr": 0.001, "damping": 0.01},
+        "tkfac": {"lr": 0.001, "damping": 0.01},
+        "tekfac": {"lr": 0.001, "damping": 0.01},
     },
     paper_numbers={"SGD test accuracy (%)": 97.62, "SNGD test accuracy (%)": 97.79},
     differs=(
