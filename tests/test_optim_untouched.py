@@ -33,10 +33,23 @@ def test_with_a_damping_there_are_no_others(method):
     assert settings(method(mlp(4, 6, 3), lr=0.1, damping=0.2)) == {"damping": 0.2, **PLAIN}
 
 
-@pytest.mark.parametrize("given", [{"kl_clip": None}, {"stats_every": 3}, {"burn_in": 0}])
-def test_what_is_said_holds(given):
+SCHEDULE = {"stats_every": 1, "refresh_every": 1, "burn_in": 0}
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"kl_clip": None}, {"kl_clip": None}),
+        ({"kl_clip": 0.1}, {"kl_clip": 0.1}),
+        ({"max_norm": 1.0}, {"kl_clip": None}),
+        ({"stats_every": 3}, {**SCHEDULE, "stats_every": 3}),
+        ({"refresh_every": 3}, {**SCHEDULE, "refresh_every": 3}),
+        ({"burn_in": 2}, {**SCHEDULE, "burn_in": 2}),
+    ],
+)
+def test_a_bound_or_a_schedule_that_is_given_in_part_is_the_users_own(given, found):
     opt = natgrad.KFAC(mlp(4, 6, 3), lr=0.1, **given)
-    assert settings(opt) == {**natgrad.KFAC.untouched, **given}
+    assert settings(opt) == {**natgrad.KFAC.untouched, **found}
 
 
 def test_an_automatic_learning_rate_is_not_bounded_besides():

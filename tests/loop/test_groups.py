@@ -61,7 +61,7 @@ def test_a_layer_added_later_with_a_group_of_its_own_becomes_preconditioned(meth
 def test_the_divergence_bound_counts_each_layer_at_its_groups_rate():
     net = mlp(4, 6, 3)
     head = {"params": net[2].parameters(), "lr": 0.01}
-    opt = natgrad.KFAC(net, lr=0.1, groups=[head])
+    opt = natgrad.KFAC(net, lr=0.1, damping=1e-3, groups=[head])
     backward(net, 0)
     M = {p: p.grad.clone() for p in net.parameters()}
     opt.step()

@@ -40,8 +40,8 @@ class LevenbergMarquardt:
             foretold well, and with too little damping steps become tiny. Least squares to high
             accuracy wants a smaller one.
         maximum: of the value.
-        reject_every: steps between looks at whether the loss rose; 1 looks at each step, which
-            costs the loss each time. None never takes a step back.
+        reject_every: steps between looks at whether the loss rose, each of which costs the loss
+            once more. A bad step between two looks stays. None never takes a step back.
         rejected: what the value is multiplied by when a step is taken back.
         factors_every: steps between searches for a damping of the blocks of its own, by
             :class:`natgrad.tuning.factors.FactorSearch` (section 6.6); None gives them the value.
@@ -58,7 +58,7 @@ class LevenbergMarquardt:
     high: float = 0.75
     minimum: float = 1e-4
     maximum: float = inf
-    reject_every: int | None = 5
+    reject_every: int | None = 1
     rejected: float = 2.0
     factors_every: int | None = None
     of_factors: float | None = field(default=None, repr=False)  #: found by the last search

@@ -45,9 +45,9 @@ class NaturalGradient(torch.optim.Optimizer):
         nesterov: Nesterov's form of it.
         weight_decay: decoupled, ``w <- (1 - lr weight_decay) w``.
         damping: a number, or an object from :mod:`natgrad.damping`. Left out, the class's
-            :attr:`untouched` settings are taken for whatever else is left out too: a damping, a
-            bound on the step and a schedule with which very different networks train
-            (docs/results/defaults).
+            :attr:`untouched` settings are taken: a damping, a bound on the step unless one is
+            given, and a schedule unless any part of it is given, with which very different
+            networks train (docs/decisions/0014).
         groups: ``[dict(params=..., lr=..., weight_decay=...)]`` as torch's parameter groups; all
             other parameters form the default group.
         reduction_every: every so many steps with a closure, evaluate it once more after the step
@@ -63,9 +63,8 @@ class NaturalGradient(torch.optim.Optimizer):
     """
 
     block: ClassVar[type[blocks.Block] | type[Joint]]
-    untouched: ClassVar[Mapping[str, Any]] = MappingProxyType({
-        "damping": 0.03, "kl_clip": 1e-3, "stats_every": 5, "refresh_every": 50, "burn_in": 5,
-    })  #: what is taken for whatever is left out, where damping is  # fmt: skip
+    #: what is taken for what is left out, where damping is
+    untouched: ClassVar[Mapping[str, Any]] = MappingProxyType({"damping": 1e-3})
     _step_supports_amp_scaling = True  #: a GradScaler hands its scale over instead of unscaling
 
     def __init__(
@@ -96,8 +95,7 @@ class NaturalGradient(torch.optim.Optimizer):
         if damping is not None:
             kwargs["damping"] = damping
         else:
-            left_out = (key for key in self.untouched if not (any(chosen) and key == "kl_clip"))
-            kwargs = {**{key: self.untouched[key] for key in left_out}, **kwargs}
+            kwargs = {**_left_out(self.untouched, kwargs, any(chosen)), **kwargs}
         self.preconditioner = Preconditioner(model, type(self).block, **kwargs)
         try:
             self.tuner = Tuner(self.preconditioner, auto, *chosen, reduction_every)
@@ -298,6 +296,16 @@ def _auto(lr: Any, momentum: Any) -> tuple[Auto | None, tuple[bool, bool]]:
     given = [each for each in (lr, momentum) if isinstance(each, Auto)]
     chosen = [each == "auto" or isinstance(each, Auto) for each in (lr, momentum)]
     return given[0] if given else None, (chosen[0], chosen[1])
+
+
+def _left_out(
+    untouched: Mapping[str, Any], given: Mapping[str, Any], chooses: bool
+) -> dict[str, Any]:
+    """The settings to fill in; a schedule or a bound that is given in part is the user's own."""
+    schedule, bounds = {"stats_every", "refresh_every", "burn_in"}, {"kl_clip", "max_norm"}
+    own = schedule if schedule & given.keys() else set()
+    own = own | bounds if bounds & given.keys() or chooses else own
+    return {key: value for key, value in untouched.items() if key not in own}
 
 
 def _value(loss: Any) -> float:

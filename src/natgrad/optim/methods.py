@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from natgrad import blocks
 from natgrad.optim.base import NaturalGradient
 
 __all__ = ["EKFAC", "KFAC", "TEKFAC", "TKFAC"]
+
+UNTOUCHED = MappingProxyType(
+    {"damping": 0.03, "kl_clip": 1e-3, "stats_every": 5, "refresh_every": 50, "burn_in": 5}
+)
 
 
 class KFAC(NaturalGradient):
@@ -16,6 +22,7 @@ class KFAC(NaturalGradient):
     """
 
     block = blocks.KFAC
+    untouched = UNTOUCHED
 
 
 class EKFAC(NaturalGradient):
@@ -26,6 +33,7 @@ class EKFAC(NaturalGradient):
     """
 
     block = blocks.EKFAC
+    untouched = UNTOUCHED
 
 
 class TKFAC(NaturalGradient):
@@ -36,6 +44,7 @@ class TKFAC(NaturalGradient):
     """
 
     block = blocks.TKFAC
+    untouched = UNTOUCHED
 
 
 class TEKFAC(NaturalGradient):
@@ -47,3 +56,4 @@ class TEKFAC(NaturalGradient):
     """
 
     block = blocks.TEKFAC
+    untouched = UNTOUCHED

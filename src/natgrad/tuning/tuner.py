@@ -52,9 +52,13 @@ class Tuner:
         self.adapted = damping if isinstance(damping, LevenbergMarquardt) else None
         self.replay = self._replay(lr or momentum)
         self.chooser: Chooser | None = None
-        if (lr or momentum) and self.replay is not None:
-            self.chooser = Chooser(preconditioner, self.replay, self.auto, lr, momentum)
-        self.search = self._search()
+        try:
+            if (lr or momentum) and self.replay is not None:
+                self.chooser = Chooser(preconditioner, self.replay, self.auto, lr, momentum)
+            self.search = self._search()
+        except ValueError:
+            self.remove()
+            raise
         if self.chooses or self.adapted is not None or reduction_every is not None:
             preconditioner.keep_plain()
 

@@ -21,13 +21,14 @@ def _automatic(
 
     def build(
         task: Task, *, damping: float = 0.01, fraction: float = 0.25, stats_every: int = 2,
-        refresh_every: int = 10, burn_in: int = 5, every: int = 5, decay: float = 0.95,
-        damping_decay: float = 0.95,
+        refresh_every: int = 10, burn_in: int = 5, every: int = 5, reject_every: int = 1,
+        damping_decay: float = 0.95, decay: float = 0.95,
     ) -> torch.optim.Optimizer:  # fmt: skip
         return method(
             task.model, lr=natgrad.Auto(fraction=fraction, l2=task.l2), momentum="auto",
-            damping=LevenbergMarquardt(damping, every=every, decay=damping_decay,
-                                       reject_every=every),
+            damping=LevenbergMarquardt(
+                damping, every=every, decay=damping_decay, reject_every=reject_every
+            ),
             likelihood=task.likelihood, stats_every=stats_every, refresh_every=refresh_every,
             burn_in=burn_in, decay=decay, seed=task.seed,
             product_dtype=product_dtype,

@@ -40,14 +40,20 @@ RECIPE = Recipe(
         ],
         **{
             name: [
-                {"damping": damping, "stats_every": every, "fraction": fraction}
+                {"damping": damping, "stats_every": every, "fraction": fraction, "reject_every": 5}
                 for damping in (0.001, 0.003, 0.01)
                 for every, fraction in ((2, 0.25), (5, 0.1))
             ]
             for name in ("kfac_auto", "tkfac_auto", "ekfac_auto", "tekfac_auto")
         },
         "tkfac_auto_bf16": [
-            {"damping": damping, "stats_every": every, "fraction": 0.1, "burn_in": 3}
+            {
+                "damping": damping,
+                "stats_every": every,
+                "fraction": 0.1,
+                "burn_in": 3,
+                "reject_every": 5,
+            }
             for damping in (0.003, 0.01, 0.03)
             for every in (2, 5)
         ],
@@ -62,9 +68,15 @@ RECIPE = Recipe(
         "soap": {"lr": 0.01},
         "kfac_pytorch": {"kl_clip": 0.01, "damping": 1e-3},
         **{key: {"lr": 0.001, "damping": 1.0} for key in ("kfac", "ekfac", "tkfac", "tekfac")},
-        "tkfac_auto_bf16": {"damping": 0.03, "stats_every": 5, "fraction": 0.1, "burn_in": 3},
+        "tkfac_auto_bf16": {
+            "damping": 0.03,
+            "stats_every": 5,
+            "fraction": 0.1,
+            "burn_in": 3,
+            "reject_every": 5,
+        },
         **{
-            name: {"damping": 0.01, "stats_every": 5, "fraction": 0.1}
+            name: {"damping": 0.01, "stats_every": 5, "fraction": 0.1, "reject_every": 5}
             for name in ("kfac_auto", "tkfac_auto", "ekfac_auto", "tekfac_auto")
         },
     },
