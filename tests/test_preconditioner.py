@@ -32,7 +32,7 @@ def blocks_of(pre: Preconditioner) -> dict[str, Tensor]:
 def test_in_front_of_sgd_it_is_the_optimizer_bit_for_bit():
     net, twin = mlp(4, 6, 3), mlp(4, 6, 3)
     pre, sgd = make(net), torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    opt = natgrad.KFAC(twin, lr=0.1, likelihood=Categorical(), fisher="exact")
+    opt = natgrad.KFAC(twin, lr=0.1, damping=1e-3, likelihood=Categorical(), fisher="exact")
     for k in range(4):
         net.zero_grad()
         twin.zero_grad()
