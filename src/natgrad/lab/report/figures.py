@@ -145,17 +145,29 @@ def describe(panel: Panel, results: Results) -> str:
 
 def _sheet(results: Results, summary: Summary, grid: Sequence[Sequence[Panel]]) -> Figure:
     rows, columns = len(grid), len(grid[0])
-    figure = Figure(figsize=(3.3 * columns, 2.35 * rows + 0.35), layout="constrained")
+    names, handles = zip(*_handles(results), strict=True)
+    labels = [literal(name) for name in names]
+    abreast = _abreast(labels, 3.3 * columns)
+    height = 2.35 * rows + 0.17 + 0.18 * math.ceil(len(labels) / abreast)
+    figure = Figure(figsize=(3.3 * columns, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     look = looks(results.optimizers)
     for i, row in enumerate(grid):
         for j, panel in enumerate(row):
             _draw(axes[i][j], panel, results, summary, look)
-    names, handles = zip(*_handles(results), strict=True)
-    labels = [literal(name) for name in names]
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 8))
+    figure.legend(handles, labels, loc="outside upper center", ncols=abreast)
     return figure
+
+
+def _abreast(labels: Sequence[str], inches: float) -> int:
+    """Return how many columns of a legend fit; matplotlib fills them from top to bottom."""
+    for columns in range(min(len(labels), 8), 1, -1):
+        deep = math.ceil(len(labels) / columns)
+        widest = [max(map(len, labels[k : k + deep])) for k in range(0, len(labels), deep)]
+        if sum(0.58 + 0.072 * length for length in widest) <= inches:
+            return columns
+    return 1
 
 
 def _handles(results: Results) -> list[tuple[str, Line2D]]:
