@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction
 
 __all__ = ["Heard", "in_backward", "listen", "reentrant", "unlisten", "whole"]
@@ -56,6 +56,11 @@ def whole(output: Tensor) -> Tensor:
 def in_backward() -> bool:
     """Whether a backward pass is under way: activation checkpointing runs forwards again there."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def trains(model: nn.Module) -> bool:
+    """Whether a forward pass of the model that begins now is one of training."""
+    return model.training and torch.is_grad_enabled() and not in_backward()
 
 
 def reentrant() -> bool:

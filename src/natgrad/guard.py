@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from natgrad import distributed
 from natgrad.sample import statistics_dtype
 
-__all__ = ["Guard", "all_finite"]
+__all__ = ["Guard", "all_finite", "no_gradients"]
 
 SKIPS_UNREMARKED = 10  #: steps skipped in a row, before a warning
 
@@ -56,6 +56,11 @@ class Guard:
                 RuntimeWarning,
                 stacklevel=4,
             )
+
+
+def no_gradients(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether all gradients were dropped, or set to zero, since the last backward pass."""
+    return not any(p.grad is not None and bool(p.grad.any()) for p in parameters)
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

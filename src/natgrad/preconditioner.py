@@ -19,7 +19,7 @@ from natgrad.clip import Bounds, Rate
 from natgrad.curvature import Blockwise, Curvature, Joint, Layer, Solved
 from natgrad.damping import Damping, checked
 from natgrad.fused import FusedGradients
-from natgrad.guard import Guard, all_finite
+from natgrad.guard import Guard, all_finite, no_gradients
 from natgrad.layers import LayerView, Uncovered, views_of
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey
@@ -170,7 +170,7 @@ class Preconditioner:
         """A forward pass in training begins."""
         if self._changed():
             self._read_again()
-        elif any(True for _ in self.curvature.waiting()) and self._no_gradients():
+        elif any(True for _ in self.curvature.waiting()) and no_gradients(self._parameters):
             self.discard()  # of a backward whose gradients were dropped without a step
 
     def _read_again(self) -> None:
@@ -179,9 +179,6 @@ class Preconditioner:
         if self._fused is not None:
             self._fused.watch(views)
         self.tap.watch(views)
-
-    def _no_gradients(self) -> bool:
-        return not any(p.grad is not None and bool(p.grad.any()) for p in self._parameters)
 
     def _observe(self, index: int, sample: Sample) -> None:
         refreshing = self.schedule.refreshes(self.steps)

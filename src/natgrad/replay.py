@@ -23,7 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from natgrad import distributed
-from natgrad.calls import in_backward
+from natgrad.calls import trains
+from natgrad.guard import no_gradients
 from natgrad.hooks import Hook
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey, logits_of
@@ -104,17 +105,13 @@ class Replay:
         self.calls = [call for call in self.calls if not call.reached]
 
     def _begin(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        trains = model.training and torch.is_grad_enabled() and not in_backward()
-        if not trains or self._running:
+        if self._running or not trains(model):
             return
-        if any(call.reached for call in self.calls) and not self._gradients():
+        if any(call.reached for call in self.calls) and no_gradients(model.parameters()):
             self.drop()  # of a backward whose gradients were dropped without a step
         kind = self._kind()
         cast = torch.get_autocast_dtype(kind) if autocasts(kind) else None
         self.calls.append(Call(args, kwargs, RandomState.of(model), cast))
-
-    def _gradients(self) -> bool:
-        return any(p.grad is not None and bool(p.grad.any()) for p in self.model.parameters())
 
     def _kind(self) -> str:
         return next(self.model.parameters()).device.type

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from natgrad.calls import Heard, in_backward, listen, reentrant, unlisten, whole
+from natgrad.calls import Heard, in_backward, listen, reentrant, trains, unlisten, whole
 from natgrad.draws import Draws
 from natgrad.hooks import Hook
 from natgrad.layers import LayerView
@@ -142,8 +142,7 @@ class Tap:
         self._loud.clear()
 
     def _trains(self) -> bool:
-        trains = self.model.training and torch.is_grad_enabled() and not self.running
-        return trains and not in_backward()  # checkpointing runs forward again
+        return not self.running and trains(self.model)
 
     def _record(
         self, index: int, view: LayerView, module: nn.Module, args: Any, kwargs: Any, output: Tensor

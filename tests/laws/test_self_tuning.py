@@ -157,6 +157,15 @@ def regression(net: nn.Module, opt: NaturalGradient, k: int, reduction: str = "m
     return x, y, closure
 
 
+def stepped(opt: NaturalGradient, closure, y: Tensor, by: str) -> None:
+    """A step that gets the loss by its closure, or by the batch's targets."""
+    if by == "closure":
+        opt.step(closure)
+    else:
+        closure()
+        opt.step(targets=y)
+
+
 def ratios(method, likelihood=Gaussian(), reduction="mean", by="closure", steps=3, **kwargs):  # noqa: B008
     net = Sides()
     damping = LevenbergMarquardt(0.1, **ALWAYS)
@@ -164,11 +173,7 @@ def ratios(method, likelihood=Gaussian(), reduction="mean", by="closure", steps=
     found = []
     for k in range(steps):
         _, y, closure = regression(net, opt, k, reduction)
-        if by == "closure":
-            opt.step(closure)
-        else:
-            closure()
-            opt.step(targets=y)
+        stepped(opt, closure, y, by)
         found.append(opt.stats()["reduction_ratio"])
     return found
 
@@ -232,11 +237,7 @@ def test_a_loss_summed_over_examples_makes_the_same_step(method, by):
         )  # fmt: skip
         for k in range(4):
             _, y, closure = regression(net, opt, k, reduction)
-            if by == "closure":
-                opt.step(closure)
-            else:
-                closure()
-                opt.step(targets=y)
+            stepped(opt, closure, y, by)
         ends.append((weights(net), opt.stats()))
     assert relative(ends[1][0], ends[0][0]) < 1e-9
     for name in ("momentum", "damping", "reduction_ratio", "rejected"):

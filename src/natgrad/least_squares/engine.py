@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from natgrad import distributed
 from natgrad.damping import Constant, Damping, EigenvalueDamping, checked, on_eigenvalues
 from natgrad.guard import Guard
-from natgrad.least_squares.auto import DELTA, Automatic
+from natgrad.least_squares.auto import Automatic
 from natgrad.least_squares.jacobian import flat
 from natgrad.least_squares.path import Model, Move
 from natgrad.least_squares.residuals import Given, Reduction, Residuals, listed
@@ -21,6 +21,7 @@ from natgrad.least_squares.search import LineSearch
 from natgrad.least_squares.solvers import ConjugateGradient, Solution, Solver, solve
 from natgrad.least_squares.spring import Spring
 from natgrad.least_squares.system import LIMIT_BYTES, Linearizer, System
+from natgrad.span import DELTA
 
 __all__ = ["Figures", "LeastSquares"]
 

@@ -16,7 +16,7 @@ class FactorSearch:
 
     ``gamma^2 / w^2, gamma^2, gamma^2 w^2`` with ``w = decay^(factors_every / 2)`` (Martens & Grosse
     2015, section 6.6, where ``gamma`` is what ``pi`` splits over the factors and ``T_2`` is
-    ``factors_every``). A search decomposes up to four times and takes three choices of a step.
+    ``factors_every``). A search decomposes and chooses a step up to three times more.
 
     Args:
         preconditioner: whose blocks are damped.
@@ -38,13 +38,16 @@ class FactorSearch:
     def best(self, optimizer: torch.optim.Optimizer, size: float) -> Choice:
         """The step with the best candidate, whose natural gradients are in ``.grad`` afterwards."""
         now, factor = self.damping.for_factors, self.damping.factors_ratio
-        found = []
+        found, solved = [], now
         for value in (now, now / factor, now * factor):
-            if value != now:
+            if value != solved:
                 self._solve(value)
-            choice = self.chooser.choose(optimizer, size)
+            choice, solved = self.chooser.choose(optimizer, size), value
             found.append((choice.change(self.chooser.damping()), value))
-        self._solve(min(found)[1])
+        winner = min(found)[1]
+        if winner == solved:
+            return choice
+        self._solve(winner)
         return self.chooser.choose(optimizer, size)
 
     def _solve(self, value: float) -> None:

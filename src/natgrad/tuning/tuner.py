@@ -15,7 +15,7 @@ from natgrad.damping import LevenbergMarquardt
 from natgrad.preconditioner import Preconditioner
 from natgrad.quadratic import Gradient, Quadratic, StepModel
 from natgrad.replay import Replay
-from natgrad.tuning.auto import Auto, Choice, Chooser, moving
+from natgrad.tuning.auto import Auto, Chooser
 from natgrad.tuning.factors import FactorSearch
 from natgrad.tuning.snapshot import Snapshot
 
@@ -196,7 +196,8 @@ class Tuner:
             foretold = self._chosen(optimizer, kept if self.measures(k) else None)
         else:
             wanted = evaluates and self.measures(k)
-            gradient = Gradient(self.pre.solved, moving(optimizer)) if wanted else None
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            gradient = Gradient(self.pre.solved, parameters) if wanted else None
             update()
             if gradient is not None and kept is not None:
                 foretold = self._foretold(gradient, kept)
@@ -213,15 +214,14 @@ class Tuner:
     def _chosen(self, optimizer: torch.optim.Optimizer, kept: Snapshot | None) -> float:
         """Move by the coefficients that the quadratic model asks for; its change."""
         assert self.chooser is not None
-        size = self._size()
-        choice: Choice | None = None
-        if self.search is not None and self.search.due(self.pre.steps - 1):
-            choice = self.search.best(optimizer, size)
-        choice = choice or self.chooser.choose(optimizer, size)
-        gradient = Gradient(self.pre.solved, choice.moving)
+        size, search = self._size(), self.search
+        searches = search is not None and search.due(self.pre.steps - 1)
+        choose = search.best if searches and search is not None else self.chooser.choose
+        choice = choose(optimizer, size)
         self.lr, self.momentum = choice.lr, choice.momentum
         self.chooser.move(optimizer, choice)
         if kept is not None and any(group["weight_decay"] for group in optimizer.param_groups):
+            gradient = Gradient(self.pre.solved, choice.span.parameters)
             return self._foretold(gradient, kept, self.auto.fraction)  # decay moves them too
         return choice.change() * size
 

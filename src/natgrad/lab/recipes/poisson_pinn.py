@@ -21,18 +21,18 @@ RECIPE = Recipe(
     l2=0.0,
     epochs=1000,
     tuning_epochs=250,
-    seconds=40,
+    seconds=60,
     evaluations_per_epoch=1,
     evaluations=60,
     schedule="linear",
     unscheduled=("lbfgs", "exactngd"),
     threads=1,
-    grids={  # 4 points each
-        "adam": [{"lr": lr} for lr in (3e-3, 0.01, 0.03, 0.1)],
-        "lbfgs": [{"history": history} for history in (10, 30, 100, 300)],
+    grids={  # 5 points each
+        "adam": [{"lr": lr} for lr in (0.01, 0.03, 0.1, 0.2, 0.3)],
+        "lbfgs": [{"history": history} for history in (3, 10, 30, 100, 300)],
         "exactngd": [
             {"lr": 1.0, "damping": damping, "halvings": 30, "geodesic": 1}
-            for damping in (1e-14, 1e-12, 1e-10, 1e-8)
+            for damping in (1e-14, 1e-12, 1e-10, 1e-8, 1e-6)
         ],
     },
     settings={

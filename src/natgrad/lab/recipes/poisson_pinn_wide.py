@@ -1,50 +1,19 @@
 """The same with some ten thousand parameters: more of them than residuals."""
 
+from dataclasses import replace
 from functools import partial
 
-from natgrad.lab.poisson import RELATIVE_ERROR, Poisson, draw, network, points
-from natgrad.lab.recipe import Recipe
-from natgrad.likelihood import Gaussian
+from natgrad.lab.poisson import network, points
+from natgrad.lab.recipes import poisson_pinn
 
-RECIPE = Recipe(
+RECIPE = replace(
+    poisson_pinn.RECIPE,
     name="poisson-pinn-wide",
     title="2D Poisson equation by a physics-informed network of 10,501 parameters",
-    source="Müller & Zeinhofer 2023 (arXiv 2302.13163), section 4.1",
     architecture="2-100-100-1, tanh, double precision",
     data=points(20),
     network=partial(network, (100, 100)),
-    likelihood=Gaussian(),
-    metric=RELATIVE_ERROR,
-    objective=Poisson(),
-    illustrate=draw,
-    batch_size=1_000_000,  # all points in every step
-    l2=0.0,
-    epochs=1000,
     tuning_epochs=150,
-    seconds=60,
-    evaluations_per_epoch=1,
-    evaluations=60,
-    schedule="linear",
-    unscheduled=("lbfgs", "exactngd"),
-    threads=1,
-    grids={  # 4 points each
-        "adam": [{"lr": lr} for lr in (3e-3, 0.01, 0.03, 0.1)],
-        "lbfgs": [{"history": history} for history in (10, 30, 100, 300)],
-        "exactngd": [
-            {"lr": 1.0, "damping": damping, "halvings": 30, "geodesic": 1}
-            for damping in (1e-14, 1e-12, 1e-10, 1e-8)
-        ],
-    },
-    settings={
-        "adam": {"lr": 0.01},
-        "lbfgs": {"history": 100},
-        "exactngd": {"lr": 1.0, "damping": 1e-14, "halvings": 30, "geodesic": 1},
-    },
-    optimizers=("adam", "lbfgs", "exactngd"),
-    differs=(
-        "two hidden layers of 100 units instead of one; a little damping instead of the "
-        "pseudo-inverse; Adam's learning rate falls linearly to zero, L-BFGS (strong Wolfe line "
-        "search) and ExactNGD choose their step lengths themselves, and ExactNGD bends its steps "
-        "(geodesic acceleration)"
-    ),
+    seconds=120,
+    differs=poisson_pinn.RECIPE.differs.replace("20 units", "100 units"),
 )

@@ -161,10 +161,9 @@ def _sheet(results: Results, summary: Summary, grid: Sequence[Sequence[Panel]]) 
 
 
 def _abreast(labels: Sequence[str], inches: float) -> int:
-    """Return how many columns of a legend fit; matplotlib fills them from top to bottom."""
+    """Return how many columns of a legend fit; matplotlib splits the entries evenly over them."""
     for columns in range(min(len(labels), 8), 1, -1):
-        deep = math.ceil(len(labels) / columns)
-        widest = [max(map(len, labels[k : k + deep])) for k in range(0, len(labels), deep)]
+        widest = [max(map(len, part)) for part in np.array_split(np.array(labels), columns)]
         if sum(0.58 + 0.072 * length for length in widest) <= inches:
             return columns
     return 1
