@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["EIGH", "INVERSE", "Flops", "Rows", "model_flops"]
+__all__ = ["EIGH", "INVERSE", "Flops", "Rows", "model_flops", "rows_pay"]
 
 EIGH = 9  #: of a symmetric eigendecomposition with vectors, per d^3
+WORTHWHILE = 5e6  #: multiply-adds to be saved before another way is taken: some 0.1 ms on a core
 INVERSE = 1  #: of a Cholesky factorisation and inverse, per d^3
 
 
@@ -37,3 +38,12 @@ class Flops(NamedTuple):
 def model_flops(o: int, i: int, rows: Rows) -> float:
     """Forward and backward pass of a layer ``[o, i]``: three products of its rows and matrix."""
     return 6.0 * rows.examples * rows.positions * o * i
+
+
+def rows_pay(shape: tuple[int, int], rows: int) -> bool:
+    """Whether ``(g G^-1)^T (a A^-1)`` costs less than ``G^-1 M A^-1`` for ``M [o, i]``.
+
+    ``n (o^2 + i^2 + o i)`` multiply-adds against ``o i (o + i)``.
+    """
+    o, i = shape
+    return o * i * (o + i) - rows * (o * o + i * i + o * i) > WORTHWHILE

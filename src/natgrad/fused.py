@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from natgrad.calls import whole
-from natgrad.hooks import Hook
+from natgrad.hooks import Hook, Listener
 from natgrad.layers import LayerView
 from natgrad.layers.attention import ProjectionView
 from natgrad.sample import Sample, statistics_dtype
@@ -29,7 +29,7 @@ from natgrad.sample import Sample, statistics_dtype
 __all__ = ["FusedGradients"]
 
 
-class FusedGradients:
+class FusedGradients(Listener):
     """Hooks that replace the weight gradient of each layer by what ``solve`` makes of its rows.
 
     Every backward pass through the model is taken for one of the loss, unless ``ignored`` says
@@ -54,24 +54,13 @@ class FusedGradients:
     ) -> None:
         self.wanted, self.ignored, self.solve = wanted, ignored, solve
         self._frozen: dict[int, list[nn.Parameter]] = {}
-        self._handles: list[RemovableHandle] = []
-        self.watch(views)
-
-    def watch(self, views: Sequence[LayerView]) -> None:
-        """Fuse these layers from now on, and no others."""
-        for handle in self._handles:
-            handle.remove()
-        self.views = views
-        self._handles = list(self._attach())
+        super().__init__(views)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_frozen": {}, "_handles": []}
+        return {**super().__getstate__(), "_frozen": {}}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.watch(self.views)
-
-    def _attach(self) -> Iterator[RemovableHandle]:
+    def attach(self) -> Iterator[RemovableHandle]:
+        """Listen to each layer's forward pass, before and after."""
         for index, view in enumerate(self.views):
             modules = [] if isinstance(view, ProjectionView) else [view, *view.twins]
             for each in modules:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Hook", "nothing"]
+from natgrad.layers import LayerView
+
+__all__ = ["Hook", "Listener", "nothing"]
 
 WHY = "natgrad listens to layers between graphs: compile the model without fullgraph=True"
 
@@ -37,6 +41,36 @@ class Hook:
 
     def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
         return _left_behind, ()
+
+
+class Listener(ABC):
+    """Something with hooks on layers; a copy of it listens to its own model.
+
+    Args:
+        views: the layers.
+    """
+
+    def __init__(self, views: Sequence[LayerView]) -> None:
+        self._handles: list[RemovableHandle] = []
+        self.watch(views)
+
+    def watch(self, views: Sequence[LayerView]) -> None:
+        """Listen to these layers from now on, and to no others."""
+        for handle in self._handles:
+            handle.remove()
+        self.views = views
+        self._handles = list(self.attach())
+
+    @abstractmethod
+    def attach(self) -> Iterator[RemovableHandle]:
+        """Put the hooks on."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handles": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.watch(self.views)
 
 
 def nothing(*args: Any, **kwargs: Any) -> None:

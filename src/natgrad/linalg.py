@@ -28,6 +28,7 @@ __all__ = [
     "kron_solve",
     "largest_eigenvalue",
     "mean_diagonal",
+    "quotient_back",
     "ridge_is_heard",
     "ridge_least_squares",
     "right_singular",
@@ -190,10 +191,24 @@ def rotated_quotient(
         damping: a number.
         dtype: of the four matrix products; None that of ``M``.
     """
-    own, wanted = M.dtype, dtype or M.dtype
+    wanted = dtype or M.dtype
     U_G, U_A = (None if U is None else U.to(wanted) for U in (U_G, U_A))
-    R = _rotate(U_G, U_A, M.to(wanted)).to(own)
-    cutoff = torch.finfo(M.dtype).eps * max(M.shape[-2:]) * scale.amax((-2, -1), keepdim=True)
+    R = _rotate(U_G, U_A, M.to(wanted)).to(M.dtype)
+    return quotient_back(U_G, U_A, R, scale, damping, wanted)
+
+
+def quotient_back(
+    U_G: Tensor | None,
+    U_A: Tensor | None,
+    R: Tensor,
+    scale: Tensor,
+    damping: Tensor | float,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``U_G [R / (scale + damping)] U_A^T``, the second half of :func:`rotated_quotient`."""
+    own, wanted = R.dtype, dtype or R.dtype
+    U_G, U_A = (None if U is None else U.to(wanted) for U in (U_G, U_A))
+    cutoff = torch.finfo(own).eps * max(R.shape[-2:]) * scale.amax((-2, -1), keepdim=True)
     damping = torch.as_tensor(damping, dtype=scale.dtype, device=scale.device)
     kept = (scale > cutoff) | (damping > 0)
     R = torch.where(kept, R / (scale + damping), torch.zeros_like(R))

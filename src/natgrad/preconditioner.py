@@ -20,10 +20,13 @@ from natgrad.curvature import Blockwise, Curvature, Joint, Layer, Solved
 from natgrad.damping import Damping, checked
 from natgrad.fused import FusedGradients
 from natgrad.guard import Guard, all_finite, no_gradients
+from natgrad.hooks import Listener
+from natgrad.inventory import Inventory
 from natgrad.layers import LayerView, Uncovered, views_of
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey
 from natgrad.report import Report, report_on
+from natgrad.retained import RetainedRows
 from natgrad.sample import Sample
 from natgrad.schedule import Schedule
 from natgrad.tap import Tap
@@ -135,6 +138,7 @@ class Preconditioner:
         views = self._read()
         # residuals need no layers: without, the exact optimizer refuses steps on gradients alone
         check_coverage(views, self.uncovered, strict, some=not issubclass(block, Joint))
+        self._retained = None if fused else self._retaining(views)
         self._fused = self._fusing(views) if fused else None  # before the tap, which must see
         self.tap = Tap(  # the outputs that fusing leaves
             model, views, self._observe, likelihood=likelihood, fisher=fisher, logits=logits,
@@ -155,34 +159,40 @@ class Preconditioner:
 
     def _read(self) -> list[LayerView]:
         """Views of what is trained now."""
-        self._parameters = list(self.model.parameters())
-        self._trained = [(id(p), p.requires_grad) for p in self._parameters]
+        self._inventory = Inventory(self.model)
         self.uncovered: list[Uncovered]
         self.views, self.uncovered = views_of(self.model)
         self.curvature.choose(self.views)
         return self.views
 
-    def _changed(self) -> bool:
-        """Whether parameters were frozen, unfrozen, added or replaced since the last reading."""
-        return [(id(p), p.requires_grad) for p in self.model.parameters()] != self._trained
-
     def _before(self) -> None:
         """A forward pass in training begins."""
-        if self._changed():
+        if self._inventory.changed():
             self._read_again()
-        elif any(True for _ in self.curvature.waiting()) and no_gradients(self._parameters):
+        elif any(True for _ in self.curvature.waiting()) and no_gradients(
+            self._inventory.parameters
+        ):
             self.discard()  # of a backward whose gradients were dropped without a step
 
     def _read_again(self) -> None:
         views = self._read()
         check_coverage(views, self.uncovered, self.strict, some=False)
-        if self._fused is not None:
-            self._fused.watch(views)
+        for listener in self._listeners:
+            listener.watch(views)
         self.tap.watch(views)
 
     def _observe(self, index: int, sample: Sample) -> None:
         refreshing = self.schedule.refreshes(self.steps)
         self.curvature.observe(index, sample, self.tap.delivering, refreshing)
+
+    @property
+    def _listeners(self) -> list[Listener]:
+        return [each for each in (self._fused, self._retained) if each is not None]
+
+    def _retaining(self, views: list[LayerView]) -> RetainedRows | None:
+        if not isinstance(self.curvature, Blockwise) or distributed.world_size() > 1:
+            return None
+        return RetainedRows(views, wanted=self.curvature.rows_pay, ignored=self._own_backward)
 
     def _fusing(self, views: list[LayerView]) -> FusedGradients:
         assert isinstance(self.curvature, Blockwise)
@@ -233,7 +243,7 @@ class Preconditioner:
                 "natgrad: the exact natural gradient needs the gradients of all examples in one "
                 "process, this is one of several; train in one, or take natgrad.TEKFAC"
             )
-        if changed := self._changed():
+        if changed := self._inventory.changed():
             self._read_again()
         if not self._finite():
             self.guard.skip(self._not_finite, self.discard)
@@ -245,12 +255,14 @@ class Preconditioner:
             self.curvature.refresh()
             if not changed:
                 self._remark_unheard()
-        solved = self.curvature.solve()
+        solved = self.curvature.solve(None if self._retained is None else self._retained.rows)
         self.solved = [s.apart() for s in solved] if self.keeps_solved else []
         self.bounds.write(solved, lr)
         self.steps += 1
         self.schedule.passed()
         self.guard.passed()
+        if self._retained is not None:
+            self._retained.clear()
         self.tap.draws.keep()
         self.tap.active = self.schedule.takes_statistics(self.steps)
         return True
@@ -277,7 +289,7 @@ class Preconditioner:
 
     def _finite(self) -> bool:
         """Whether every gradient and everything that waits is finite."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        gradients = [p.grad for p in self._inventory.parameters if p.grad is not None]
         return all_finite(gradients + [waiting for _, waiting in self.curvature.waiting()])
 
     def _not_finite(self) -> str:
@@ -305,6 +317,8 @@ class Preconditioner:
         """Drop what backward passes since the last step have left, as if they had not been."""
         self.tap.draws.rewind()
         self.curvature.discard()
+        if self._retained is not None:
+            self._retained.clear()
 
     # state --------------------------------------------------------------------------------------
 
@@ -327,7 +341,7 @@ class Preconditioner:
                 layer and the factor.
         """
         check_parameters(state["parameters"], self.model)
-        if self._changed():
+        if self._inventory.changed():
             self._read_again()
         self.curvature.check(state["curvature"])
 
@@ -370,8 +384,8 @@ class Preconditioner:
     def remove(self) -> None:
         """Take natgrad's hooks off the model; nothing is preconditioned any more."""
         self.tap.remove()
-        if self._fused is not None:
-            self._fused.watch([])
+        for listener in self._listeners:
+            listener.watch([])
 
     def report(self) -> Report:
         """Every parameter: how it is handled, block sizes, memory, share of the work, and why."""

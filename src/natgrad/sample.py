@@ -115,8 +115,8 @@ class Sample:
 
     def rotated(self, U_A: Tensor | None, U_G: Tensor | None) -> Sample:
         """Rows ``a U_A`` and ``g U_G``; None leaves them as they are."""
-        a = self.a if U_A is None or isinstance(self.a, OneHot) else self.a @ _fit(U_A, self.a)
-        return Sample(a, self.g if U_G is None else self.g @ _fit(U_G, self.g))
+        a = self.a if U_A is None or isinstance(self.a, OneHot) else _turned(self.a, U_A)
+        return Sample(a, self.g if U_G is None else _turned(self.g, U_G))
 
     # sums over the rows, not means --------------------------------------------------------------
 
@@ -213,10 +213,10 @@ def concatenated(rows: Sequence[InputRows]) -> InputRows:
     return torch.cat([each for each in rows if isinstance(each, Tensor)], dim=-2)
 
 
-def _fit(U: Tensor, rows: Tensor) -> Tensor:
-    """``U [(q,) d, d]`` with dimensions of size one where the rows have theirs."""
-    missing = rows.ndim - U.ndim
-    return U.reshape(*U.shape[:-2], *[1] * missing, *U.shape[-2:])
+def _turned(rows: Tensor, U: Tensor) -> Tensor:
+    """``rows [(q,) .., d] U [(q,) d, d]`` as one product, or one for each group."""
+    flat = rows.flatten(U.ndim - 2, -2) @ U
+    return flat.reshape(*rows.shape[:-1], U.shape[-1])
 
 
 def _weighted(rows: Tensor, weights: Tensor | None) -> Tensor:

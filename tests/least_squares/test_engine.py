@@ -21,7 +21,7 @@ from tests.least_squares.problems import (
     regression,
     vector,
 )
-from tests.networks import normal, relative
+from tests.networks import mlp, normal, relative
 
 
 def following(**kwargs: object) -> LevenbergMarquardt:
@@ -218,3 +218,15 @@ def test_what_is_not_finite_is_skipped_whole(bad):
     raising = optimizer(net, nonfinite="raise")
     with pytest.raises(FloatingPointError, match="residuals"):
         raising.step(lambda: net(normal(4, 2)) * bad)
+
+
+def test_what_is_heard_of_the_model_between_steps_does_not_pile_up():
+    net = mlp(2, 6, 1)
+    x = normal(9, 2, seed=1)
+    opt = natgrad.ExactNGD(net, lr=1.0, momentum=0.0, damping=1e-3, likelihood=natgrad.Gaussian())
+    for _ in range(3):
+        opt.step((natgrad.PointResiduals(lambda u, x: u(x), x),))
+        assert not list(opt.preconditioner.curvature.waiting())
+        inputs = x.clone().requires_grad_()
+        torch.autograd.grad(net(inputs).sum(), inputs, create_graph=True)
+    assert list(opt.preconditioner.curvature.waiting())  # it does hear: else nothing is shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from math import nan
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,8 @@ class Block(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.product_dtype = product_dtype
+        self._is_ready = False
+        self._found: tuple[Moment, ...] | None = None
         self._lowered: dict[str, tuple[tuple[int, int], Tensor]] = {}
         self.shape, self.groups, self.diagonal_input = shape, groups, diagonal_input
         self.shared, self.decay, self.dtype, self.device = shared, decay, dtype, device
@@ -91,7 +93,13 @@ class Block(nn.Module, ABC):
     @property
     def is_ready(self) -> bool:
         """Whether :meth:`solve` can be called."""
-        return bool(self.ready)
+        if not self._is_ready:
+            self._is_ready = bool(self.ready)  # asked of the device until it says yes
+        return self._is_ready
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._is_ready = False
+        super()._load_from_state_dict(*args, **kwargs)
 
     @property
     def dim(self) -> int:
@@ -131,6 +139,10 @@ class Block(nn.Module, ABC):
     def solve_rows(self, rows: Sample) -> Tensor:
         """``solve(sum g a^T)`` for the rows of one backward pass."""
         return self.solve(rows.gradient_sum())
+
+    def rows_pay(self, count: int) -> bool:
+        """Whether :meth:`solve_rows` of so many rows costs less than :meth:`solve`."""
+        return False
 
     @abstractmethod
     def product(self, M: Tensor) -> Tensor:
@@ -174,7 +186,9 @@ class Block(nn.Module, ABC):
 
     def moments(self) -> Iterator[Moment]:
         """All running means of the block."""
-        return (module for module in self.modules() if isinstance(module, Moment))
+        if self._found is None:  # modules() walks the tree, and steps are short
+            self._found = tuple(each for each in self.modules() if isinstance(each, Moment))
+        return iter(self._found)
 
     def basis_moments(self) -> Iterator[Moment]:
         """Those that :meth:`factors` needs; the others are measured after :meth:`load`."""

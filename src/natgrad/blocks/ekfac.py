@@ -15,7 +15,7 @@ from natgrad.blocks.tkfac import TKFAC
 from natgrad.blocks.two_factor import TwoFactor
 from natgrad.damping import Constant, EigenvalueDamping
 from natgrad.decompose import Decomposition, Factor
-from natgrad.flops import Flops, Rows
+from natgrad.flops import Flops, Rows, rows_pay
 from natgrad.moments import Moment
 from natgrad.sample import Sample
 
@@ -118,6 +118,22 @@ class EigenCorrected(Block):
         s = self.scales()
         ridge, dtype = self._ridge(s), self.product_dtype
         return linalg.rotated_quotient(G.vectors, A.vectors, M, s, ridge, dtype)
+
+    def rows_pay(self, count: int) -> bool:
+        """Where rows are few: two of the four products are of them then."""
+        return not self.basis.diagonal_input and rows_pay(self.shape, count)
+
+    def solve_rows(self, rows: Sample) -> Tensor:
+        """The same with ``U_G^T M U_A = (g U_G)^T (a U_A)``, where the rows are few."""
+        if not self.rows_pay(rows.examples * rows.positions):
+            return self.solve(rows.gradient_sum())
+        A, G = self.basis.eigen()
+        s, dtype = self.scales(), self.product_dtype or self.dtype
+        rotated = rows.to(dtype).rotated(
+            *(None if e.vectors is None else e.vectors.to(dtype) for e in (A, G))
+        )
+        R = rotated.gradient_sum().to(self.dtype)
+        return linalg.quotient_back(G.vectors, A.vectors, R, s, self._ridge(s), self.product_dtype)
 
     def _ridge(self, scales: Tensor) -> Tensor | float:
         return cast(EigenvalueDamping, self.damping).ridge(scales.sum(), self.dim)

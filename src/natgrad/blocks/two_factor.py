@@ -12,7 +12,7 @@ from natgrad import linalg
 from natgrad.blocks.base import Block
 from natgrad.damping import EigenvalueDamping, FactoredDamping
 from natgrad.decompose import Decomposition, Factor
-from natgrad.flops import EIGH, INVERSE, Flops, Rows
+from natgrad.flops import EIGH, INVERSE, Flops, Rows, rows_pay
 from natgrad.linalg import Eigen
 from natgrad.sample import Sample
 
@@ -119,15 +119,17 @@ class TwoFactor(Block):
             products * o * i * (o + dense * i),
         ).times(self.count)
 
+    def rows_pay(self, count: int) -> bool:
+        """Where rows are few enough, with factored damping."""
+        return self._factored and not self.diagonal_input and rows_pay(self.shape, count)
+
     def solve_rows(self, rows: Sample) -> Tensor:
         """``(g G^-1)^T (a A^-1)`` where the rows are few, else ``G^-1 (g^T a) A^-1``."""
-        o, i = self.shape
-        count = rows.examples * rows.positions
-        dear = count * (o * o + i * i) >= o * i * (o + i)
-        if not self._factored or self.diagonal_input or dear:
+        if not self.rows_pay(rows.examples * rows.positions):
             return self.solve(rows.gradient_sum())
-        A_inverse, G_inverse = self.get_buffer("A_inverse"), self.get_buffer("G_inverse")
-        return rows.rotated(A_inverse, G_inverse).gradient_sum()
+        A_inverse, G_inverse = (self._for_products(f"{x}_inverse") for x in ("A", "G"))
+        rotated = rows.to(A_inverse.dtype).rotated(A_inverse, G_inverse)
+        return rotated.gradient_sum().to(self.dtype)
 
     def eigen(self) -> tuple[Eigen, Eigen]:
         """The eigendecompositions of ``A`` and ``G`` now in use."""

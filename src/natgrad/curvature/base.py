@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
 from natgrad.layers import LayerView
 from natgrad.sample import Sample
 
-__all__ = ["NO_STATISTICS", "Curvature", "Solved"]
+__all__ = ["NO_STATISTICS", "Curvature", "RowsOf", "Solved"]
+
+RowsOf: TypeAlias = Callable[[int, Tensor], Sample | None]
 
 NO_STATISTICS = (
     "natgrad has no statistics: between steps, call the model itself (not its parts) "
@@ -69,8 +71,13 @@ class Curvature(Protocol):
     def refresh(self) -> None:
         """Decompose anew."""
 
-    def solve(self) -> list[Solved]:
-        """The natural gradient of every layer that has one."""
+    def solve(self, rows: RowsOf | None = None) -> list[Solved]:
+        """The natural gradient of every layer that has one.
+
+        Args:
+            rows: told a layer's index and its gradient, gives the rows that this is made of, if
+                they are known.
+        """
 
     def quadratic(self, directions: Sequence[tuple[LayerView, Tensor]]) -> Tensor:
         """``<delta, F delta>`` without damping, for a direction of every layer."""

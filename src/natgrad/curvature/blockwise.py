@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from natgrad import distributed
 from natgrad.blocks import Block
 from natgrad.blocks.base import Shared
-from natgrad.curvature.base import NO_STATISTICS, Solved
+from natgrad.curvature.base import NO_STATISTICS, RowsOf, Solved
 from natgrad.curvature.layer import Layer, key_of, new_block
 from natgrad.damping import Damping, LayerCurvature, NetworkDamping
 from natgrad.decompose import decompose_each, described
@@ -192,11 +192,16 @@ class Blockwise:
             layer.plain = M if layer.plain is None else layer.plain + M
         return layer.block.solve_rows(rows)
 
-    def solve(self) -> list[Solved]:
+    def rows_pay(self, index: int, count: int) -> bool:
+        """Whether so many rows of a layer are the cheaper way to its natural gradient."""
+        return self.layers[index].block.rows_pay(count)
+
+    def solve(self, rows: RowsOf | None = None) -> list[Solved]:
         """Every layer with a gradient and a decomposition."""
         if any(layer.block.solves_with_moments for layer in self.layers):
             self._spread_damping()
-        solved = [found for layer in self.layers if (found := _solved(layer)) is not None]
+        found = (_solved(layer, k, rows) for k, layer in enumerate(self.layers))
+        solved = [each for each in found if each is not None]
         for layer in self.layers:
             layer.natural, layer.plain = False, None
         return solved
@@ -279,12 +284,16 @@ def _commit(moments: list[Moment]) -> None:
         moment.commit()
 
 
-def _solved(layer: Layer) -> Solved | None:
+def _solved(layer: Layer, index: int, rows: RowsOf | None) -> Solved | None:
     M = layer.view.grad()
     if M is None or not layer.block.is_ready:
         return None
-    U = M if layer.natural else layer.block.solve(M.to(layer.block.dtype))
-    plain = layer.plain if layer.natural else M
+    if layer.natural:
+        U, plain = M, layer.plain
+    else:
+        made_of = None if rows is None else rows(index, M)
+        solve, plain = layer.block.solve, M
+        U = solve(M.to(layer.block.dtype)) if made_of is None else layer.block.solve_rows(made_of)
     return Solved(layer.view, plain, U if layer.scale == 1 else U * layer.scale)
 
 

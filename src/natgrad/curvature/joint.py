@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from natgrad import linalg
-from natgrad.curvature.base import NO_STATISTICS, Solved
+from natgrad.curvature.base import NO_STATISTICS, RowsOf, Solved
 from natgrad.curvature.layer import Accumulated, key_of
 from natgrad.damping import Constant, Damping, EigenvalueDamping, on_eigenvalues
 from natgrad.flops import EIGH, Rows
@@ -147,7 +147,7 @@ class Joint:
             raise RuntimeError(NO_STATISTICS)
         self._eigen = None
 
-    def solve(self) -> list[Solved]:
+    def solve(self, rows: RowsOf | None = None) -> list[Solved]:
         """The natural gradient of all layers at once."""
         views = self._known()
         gradients = [view.grad() for view in views]

@@ -147,7 +147,6 @@ class ExactNGD(NaturalGradient):
             with torch.enable_grad():
                 call.first()
         if call.gave_residuals():
-            self.preconditioner.discard()  # what was heard of a forward pass that has no loss
             self._takes_residuals = True
             return self._on_residuals(call)
         if self._takes_residuals:  # it was not listened to
@@ -168,6 +167,7 @@ class ExactNGD(NaturalGradient):
         return super().step(closure, targets=targets)
 
     def _on_residuals(self, residuals: Residuals) -> float:
+        self.preconditioner.discard()  # what was heard of the model elsewhere, an evaluation say
         with self._unheard():
             loss = self.least_squares.step(residuals, self.param_groups, self.state)
         if self.average is not None and self.least_squares.figures.moved:
