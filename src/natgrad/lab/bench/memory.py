@@ -63,7 +63,7 @@ def peak_of(task: Task, method: Method, device: str) -> float:
 
 
 def _wake(device: str) -> None:
-    """Let torch load what it loads at first use, which is not the method's: library code, buffers."""
+    """Let torch load at first use what is no method's: library code and buffers."""
     layer = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Flatten(), nn.Linear(64 * 36, 64)).to(device)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
     layer(torch.ones(16, 3, 8, 8, device=device)).sum().backward()

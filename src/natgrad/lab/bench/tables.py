@@ -36,8 +36,7 @@ def table(result: Result) -> list[str]:
     header, columns = _columns(result)
     cells = [[row.name, *(column(row) for column in columns)] for row in result.rows]
     lines += aligned([["", *header], *cells], left=1)
-    lines += [f"{row.name}: {row.problem}" for row in result.rows if row.problem]
-    lines += [f"{row.name}: {said}" for row in result.rows for said in row.record.remarks]
+    lines += [_problem(row) for row in result.rows if row.problem]
     lines += [line for interval in result.intervals if (line := _least(result, interval))]
     return lines
 
@@ -62,6 +61,11 @@ def _columns(result: Result) -> tuple[list[str], list[Any]]:
         header.append("peak, MiB")
         columns.append(lambda row: _memory(row))
     return header, columns
+
+
+def _problem(row: Row) -> str:
+    said = str(row.problem)
+    return said if said.startswith(f"{row.name}: ") else f"{row.name}: {said}"
 
 
 def _least(result: Result, interval: Interval) -> str:
