@@ -1,6 +1,7 @@
 """``natgrad bench`` as a user calls it, in this process."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,9 @@ def test_a_table_with_what_it_was_measured_on(broken: tuple[str, ...]) -> None:
     assert [row.split()[0] for row in rows[:8]] == ["sgd", *names.split(",")]
     assert rows[0].split()[4:7] == ["1.00", "(1.00)", "+0.00"]
     text = "\n".join(rows)
+    assert re.search(
+        r"10/100: adding least: of ours kfac\S* \(\S+\), of the reparametrizations prong", text
+    )
     assert "missing: the package no_such_package is not installed: pip install" in text
     assert "crashing: RuntimeError: it can't do this" in text
 

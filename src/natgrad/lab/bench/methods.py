@@ -10,6 +10,8 @@ import ast
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 import natgrad
 from natgrad.lab import optimizers
 from natgrad.lab.bench.intervals import Rhythm
@@ -45,13 +47,12 @@ def _of_the_lab(name: str, rhythm: Rhythm) -> Start:
 
     def start(setup: Setup, **options: Any) -> Step:
         settings: dict[str, Any] = {"lr": LR}
-        whitens = name in {builder for builder, _, _ in WHITENED.values()}
         if rhythm.follows == "both":
             settings["stats_every"] = setup.interval.statistics
             settings["refresh_every"] = setup.interval.refresh
         elif every := rhythm.refresh_every(setup.interval):
             settings["every"] = every
-        inputs = setup.task.inputs(setup.device) if whitens else None
+        inputs = setup.task.inputs(setup.device) if name in PRONGS else None
         asked = optimizers.Task(setup.model, setup.task.likelihood, inputs=inputs)
         return looped(setup, optimizers.build(name, asked, {**settings, **options}))
 
@@ -66,19 +67,29 @@ OURS: dict[str, tuple[type[NaturalGradient], dict[str, Any]]] = {
     "tkfac": (natgrad.TKFAC, {}),
     "tekfac": (natgrad.TEKFAC, {}),
 }
-#: reparametrizations: PRONG refits after the last step of a period, SNGD in the first. SNGD as
-#: printed needs a large ridge where a batch has fewer examples than there are features.
-WHITENED: dict[str, tuple[str, Rhythm, dict[str, Any]]] = {
-    "prong": ("prong", Rhythm("second", late=True), {}),
-    "prongplus": ("prongplus", Rhythm("second", late=True), {}),
-    "sngd": ("sngd", Rhythm("second"), {"eps": 1.0}),
-    "sngd_compensated": ("sngd", Rhythm("second"), {"eps": 1.0, "compensate": 1}),
-}
+#: reparametrizations that the lab builds, refitted after the last step of a period
+PRONGS = ("prong", "prongplus")
+#: with what they are given
+SNGDS: dict[str, dict[str, Any]] = {"sngd": {}, "sngd_compensated": {"compensate": True}}
+
+
+def _sngd(setup: Setup, **options: Any) -> Step:
+    """SGD in SNGD's coordinates, renewed in the first step of every period.
+
+    As printed it needs a large ridge where a batch has fewer examples than there are features.
+    What follows a layer and is no activation, such as a sum, is read as the identity.
+    """
+    settings: dict[str, Any] = {"eps": 1.0, "activations": {"*": "identity"}, **options}
+    rule = natgrad.SNGD(every=setup.interval.refresh, likelihood=setup.task.likelihood, **settings)
+    whitener = natgrad.whiten(setup.model, rule)
+    sgd = torch.optim.SGD(setup.model.parameters(), lr=LR, momentum=0.9)
+    whitener.attach(sgd)
+    return looped(setup, sgd)
 
 
 def _methods() -> list[Method]:
     steady = Rhythm()
-    both, first = Rhythm("both"), Rhythm("first")
+    both, first, late = Rhythm("both"), Rhythm("first"), Rhythm("second", late=True)
     return [
         *(Method(name, _of_the_lab(name, steady)) for name in ("sgd", "adamw", "muon")),
         Method("soap", _of_the_lab("soap", first), first, package="pytorch_optimizer"),
@@ -92,9 +103,10 @@ def _methods() -> list[Method]:
             Method(name, _natural(optimizer), both, ours=True, options=options)
             for name, (optimizer, options) in OURS.items()
         ),
+        *(Method(name, _of_the_lab(name, late), late, ours=True) for name in PRONGS),
         *(
-            Method(name, _of_the_lab(builder, rhythm), rhythm, ours=True, options=options)
-            for name, (builder, rhythm, options) in WHITENED.items()
+            Method(name, _sngd, Rhythm("second"), ours=True, options=options)
+            for name, options in SNGDS.items()
         ),
     ]  # fmt: skip
 

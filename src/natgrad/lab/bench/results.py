@@ -101,13 +101,20 @@ class Result:
         found = [row for row in self.rows if row.name == BASELINE]
         return found[0].times().get("plain") if found else None
 
-    def best(self, interval: Interval, *, ours: bool) -> Row | None:
-        """The fastest of ours, or of the others that renew something as often as asked."""
+    def least(self, interval: Interval, *, ours: bool, refits: bool = False) -> Row | None:
+        """What adds least to SGD's step, of all that renew something.
+
+        Args:
+            interval: how often it is renewed.
+            ours: of natgrad's, or of the others'.
+            refits: of the reparametrizations, or of the optimizers.
+        """
         candidates = [
             (ratio, row.name, row)
             for row in self.rows
             if row.record.method.ours is ours
             and row.record.method.rhythm.follows != "none"
+            and (row.record.method.rhythm.follows == "second") is refits
             and (ratio := row.ratio(interval)) is not None
         ]
         return min(candidates)[2] if candidates else None

@@ -69,18 +69,16 @@ def _problem(row: Row) -> str:
 
 
 def _least(result: Result, interval: Interval) -> str:
-    ours, theirs = (result.best(interval, ours=ours) for ours in (True, False))
-    if ours is None or theirs is None:
-        return ""
-    mine, other = (_more(row, interval) for row in (ours, theirs))
-    line = f"{interval}: {ours.name} adds {mine:.2f} of SGD's step, {theirs.name} {other:.2f}"
-    return f"{line}: {mine / other:.2f} of it" if other > 0 else line
-
-
-def _more(row: Row, interval: Interval) -> float:
-    ratio = row.ratio(interval)
-    assert ratio is not None
-    return ratio - 1
+    """Which optimizers and reparametrizations add least, ours beside the others."""
+    found = {
+        "of ours": result.least(interval, ours=True),
+        "of the others": result.least(interval, ours=False),
+        "of the reparametrizations": result.least(interval, ours=True, refits=True),
+    }
+    parts = [
+        f"{whose} {row.name} ({_extra(row.ratio(interval))})" for whose, row in found.items() if row
+    ]
+    return f"{interval}: adding least: {', '.join(parts)}" if parts else ""
 
 
 def _milliseconds(seconds: float | None) -> str:
