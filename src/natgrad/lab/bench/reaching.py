@@ -57,7 +57,13 @@ class Race:
             if mean <= target:
                 self.reached = self.training.update, self.training.seconds
         if not self.over and self.training.seconds >= seconds:
-            self.problem = f"not reached in {seconds:g} s; the lowest was {self.lowest:.4g}"
+            self.problem = f"not reached in {seconds:g} s; {self._progress()}"
+
+    def _progress(self) -> str:
+        updates = f"{self.training.update if self.training else 0} updates"
+        return (
+            updates if math.isinf(self.lowest) else f"the lowest was {self.lowest:.4g}, {updates}"
+        )
 
     @property
     def over(self) -> bool:
@@ -131,6 +137,7 @@ def _started(recipe: Recipe, splits: Splits, name: str, seconds: float) -> Race:
     constant = recipe.scheduled("constant")
     try:
         run = Run(constant, name, settings, 0, Budget(seconds=seconds))
+        Training(run, splits).step()  # modules that are loaded at first use are nobody's time
         return Race(name, Training(run, splits))
     except LabError as error:
         return Race(name, problem=first_line(error))
