@@ -125,4 +125,4 @@ def test_time_to_a_loss(tmp_path: Path) -> None:
         assert race["lowest"] <= 1.5
         assert race["problem"] is None
     never = bench("small", "--to-loss", "0", "--seconds", "0.1", *names)
-    assert any("sgd: not reached in 0.1 s; the lowest was" in line for line in never)
+    assert any("sgd: not reached in 0.1 s; " in line for line in never)
