@@ -27,7 +27,13 @@ def shampoo(setup: Setup, **options: Any) -> Step:
     """
     package = imported("pytorch_optimizer", PIP)
     every = setup.interval.statistics
-    settings = {"lr": LR, "momentum": 0.9, "preconditioning_compute_steps": every, **options}
+    settings = {
+        "lr": LR,
+        "momentum": 0.9,
+        "matrix_eps": 1e-3,  # of its own 1e-6 a singular value of zero is left of some convolutions
+        "preconditioning_compute_steps": every,
+        **options,
+    }
     return looped(setup, package.Shampoo(setup.model.parameters(), **settings))
 
 
