@@ -1,4 +1,4 @@
-"""The command line: ``natgrad list``, ``run``, ``compare``, ``report``."""
+"""The command line: ``natgrad list``, ``run``, ``compare``, ``report``, ``inspect``, ``bench``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import natgrad
+from natgrad.lab.bench.command import bench
 from natgrad.lab.carrying import carry_through, print_report
 from natgrad.lab.comparison import Plan
 from natgrad.lab.errors import INTERRUPTED, LabError, UsageError, unknown
@@ -259,3 +260,6 @@ def _failures() -> Iterator[None]:
 def _fail(message: str, code: int) -> None:
     typer.echo(f"natgrad: {message}", err=True)
     raise typer.Exit(code)
+
+
+app.command()(_failures()(bench))

@@ -5,7 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-__all__ = ["INTERRUPTED", "DataMissingError", "LabError", "UsageError", "unknown"]
+__all__ = [
+    "INTERRUPTED",
+    "DataMissingError",
+    "LabError",
+    "PackageMissingError",
+    "UsageError",
+    "unknown",
+]
 
 INTERRUPTED = 130
 
@@ -20,6 +27,10 @@ class UsageError(LabError):
     """The command asks for something that does not exist or does not fit together."""
 
     exit_code = 2
+
+
+class PackageMissingError(UsageError):
+    """An optimizer of another package is asked for that is not installed; says how to get it."""
 
 
 class DataMissingError(LabError):

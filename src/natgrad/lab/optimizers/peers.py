@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from natgrad.lab.errors import UsageError
+from natgrad.lab.errors import PackageMissingError, UsageError
 from natgrad.lab.optimizers.task import Task
 
-__all__ = ["PreconditionedSGD", "kfac_pytorch", "sgd_nesterov", "soap"]
+__all__ = ["PreconditionedSGD", "imported", "kfac_pytorch", "sgd_nesterov", "soap"]
 
 
 def sgd_nesterov(task: Task, *, lr: float = 0.03, momentum: float = 0.9) -> torch.optim.Optimizer:
@@ -28,7 +28,7 @@ def soap(
     Its eigenbases are renewed every ``every`` steps. No decoupled decay: the recipe's L2 penalty is
     the only one. The first step only collects statistics, as in the original.
     """
-    package = _imported("pytorch_optimizer", 'pip install "natgrad[peers]"')
+    package = imported("pytorch_optimizer", 'pip install "natgrad[peers]"')
     optimizer: torch.optim.Optimizer = package.SOAP(
         task.model.parameters(), lr=lr, betas=(beta1, beta2), weight_decay=0.0,
         precondition_frequency=every,
@@ -50,7 +50,7 @@ def kfac_pytorch(
     """
     if method not in ("inverse", "eigen"):
         raise UsageError(f'kfac_pytorch: method must be "inverse" or "eigen", got "{method}"')
-    package = _imported(
+    package = imported(
         "kfac.preconditioner", "pip install git+https://github.com/gpauloski/kfac-pytorch"
     )
     sgd = PreconditionedSGD(task.model.parameters(), lr=lr, momentum=momentum)
@@ -109,9 +109,14 @@ class PreconditionedSGD(torch.optim.SGD):
 _DECOMPOSED = ("a_inv", "g_inv", "qa", "qg", "da", "dg", "dgda")
 
 
-def _imported(module: str, remedy: str) -> Any:
+def imported(module: str, remedy: str) -> Any:
+    """A module of another package.
+
+    Raises:
+        PackageMissingError: it is not installed; says how to get it.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as missing:
         name = module.partition(".")[0]
-        raise UsageError(f"the package {name} is not installed: {remedy}") from missing
+        raise PackageMissingError(f"the package {name} is not installed: {remedy}") from missing

@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch import nn
+
+from natgrad.lab.bench.networks import Transformer, resnet20, vgg16bn
+from natgrad.lab.bench.tasks import TASKS
+
+
+def count(model: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(isinstance(module, kind) for module in model.modules())
+
+
+def test_resnet20_has_twenty_layers_and_two_projections() -> None:
+    model = resnet20()
+    assert count(model, nn.Conv2d) == 19 + 2
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert sum(p.numel() for p in model.parameters()) == 272_474
+
+
+def test_vgg16_has_thirteen_convolutions() -> None:
+    model = vgg16bn()
+    assert count(model, nn.Conv2d) == count(model, nn.BatchNorm2d) == 13
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_transformer_sees_the_past_alone() -> None:
+    model = Transformer(11, 8, width=16, heads=2, depth=2)
+    x = torch.randint(0, 11, (3, 8))
+    later = x.clone()
+    later[:, 5:] = (later[:, 5:] + 1) % 11
+    before, after = model(x), model(later)
+    assert before.shape == (3, 8, 11)
+    torch.testing.assert_close(before[:, :5], after[:, :5])
+    assert not torch.allclose(before[:, 5:], after[:, 5:])
+
+
+@pytest.mark.parametrize("name", ["mlp", "autoencoder", "transformer"])
+def test_batches_fit_their_network(name: str) -> None:
+    found = TASKS[name]
+    x, y = found.batches()[0]
+    assert len(x) == len(y) == found.batch
+    with torch.no_grad():
+        assert torch.isfinite(found.loss(found.model()(x[:2]), y[:2]))
