@@ -172,6 +172,12 @@ class Sample:
         rows = a.flatten(-3, -2)
         return _weighted(rows, None if weights is None else weights.flatten(-2)).mT @ rows
 
+    def input_products(self) -> float | None:
+        """Multiply-adds of :meth:`input_moment` for a group, None if ``n t i^2``."""
+        if not isinstance(self.inputs, Patches):
+            return None
+        return self.inputs.moment_products() / self.inputs.window.groups
+
     def output_moment(self, weights: Tensor | None = None) -> Tensor:
         """``sum_{c,n,t} w g g^T [(q,) o, o]``, with ``w [(q,) n, t]``."""
         if weights is not None:
@@ -197,18 +203,29 @@ class Sample:
             return total.index_add_(0, self.a.indices.flatten() + 1, g)[1:].mT
         return g.mT @ self.a.flatten(-3, -2)
 
-    def squared_mean_gradients(self) -> Tensor:
-        """``sum_c (1/n sum_{n,t} g a^T)^2 [(q,) o, i]``: squares of the batch-mean gradients."""
+    def squared_mean_gradients(self, U_A: Tensor | None, U_G: Tensor | None) -> Tensor:
+        """``sum_c (1/n sum_{n,t} U_G^T g a^T U_A)^2 [(q,) o, i]``: squares of batch means."""
         columns = (Sample(self.inputs, g.unsqueeze(-4)).gradient_sum() for g in self.g.unbind(-4))
-        total = torch.stack([column.square() for column in columns]).sum(0)
+        total = torch.stack([_rotated(J, U_A, U_G).square() for J in columns]).sum(0)
         return total / self.examples**2
 
-    def squared_gradients(self) -> Tensor:
-        """``sum_{c,n} (sum_t g a^T)^2 [(q,) o, i]``: squares of the true per-example gradients.
+    def squared_gradients(self, U_A: Tensor | None = None, U_G: Tensor | None = None) -> Tensor:
+        """``sum_{c,n} (U_G^T J U_A)^2 [(q,) o, i]``, ``J`` the true per-example gradients.
 
         With one position the squares factor, ``(g^2)^T (a^2)``; else gradients are formed for some
-        examples at a time, in at most 128 MiB.
+        examples at a time, in at most 128 MiB, and rotated where they are fewer than the rows.
         """
+        a, g = self.inputs.shape, self.g.shape
+        dense = not isinstance(self.inputs, OneHot)
+        if dense and gradients_are_fewer(g[-1], a[-1], positions=a[-2], columns=g[-4]):
+            total = self.g.new_zeros(*a[:-3], g[-1], a[-1])
+            for J in self.gradients():
+                total += _rotated(J, U_A, U_G).square_().sum((-4, -3))
+            return total
+        return self.rotated(U_A, U_G)._squared()
+
+    def _squared(self) -> Tensor:
+        """``sum_{c,n} J^2``."""
         a = self.a
         if isinstance(a, OneHot):
             return self._squared_one_hot(a)
@@ -251,6 +268,17 @@ def concatenated(inputs: Sequence[Inputs]) -> Inputs:
         return OneHot(torch.cat(indices, dim=-1), first.size)
     rows = [each.rows if isinstance(each, Patches) else each for each in inputs]
     return torch.cat([each for each in rows if isinstance(each, Tensor)], dim=-2)
+
+
+def gradients_are_fewer(o: int, i: int, *, positions: int, columns: int) -> bool:
+    """Whether rotating ``c`` gradients ``[o, i]`` takes less than rotating the rows behind them."""
+    return columns * o * i * (o + i) < positions * (i * i + columns * o * o)
+
+
+def _rotated(J: Tensor, U_A: Tensor | None, U_G: Tensor | None) -> Tensor:
+    """``U_G^T J U_A``; None is the identity."""
+    J = J if U_A is None else J @ _fit(U_A, J)
+    return J if U_G is None else _fit(U_G, J).mT @ J
 
 
 def _fit(U: Tensor, rows: Tensor) -> Tensor:

@@ -89,7 +89,9 @@ class Blockwise:
         layer = self.layers[index]
         if self.scaled_by_batch:
             sample = sample.scaled(layer.loss.add(sample.examples))
-        layer.rows = Rows(sample.examples, sample.positions, sample.g.shape[-4])
+        layer.rows = Rows(
+            sample.examples, sample.positions, sample.g.shape[-4], sample.input_products()
+        )
         layer.block.observe(sample)
         if not layer.block.needs_rescale:
             return
