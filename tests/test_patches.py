@@ -116,6 +116,25 @@ def test_sums_are_those_of_the_rows(calls):
     run()
 
 
+@settings(max_examples=80, deadline=None)
+@given(convolutions(), st.integers(1, 3))
+def test_gradients_of_examples_are_a_convolution_in_groups(drawn, columns):
+    conv, h = drawn
+    view = ConvView("conv", conv)
+    patches, z = view.inputs(h), conv(h).detach()
+    g = torch.stack([view.output_rows(normal(*z.shape, seed=seed)) for seed in range(columns)], -4)
+    expected = g.mT @ patches.rows.unsqueeze(-4)
+    assert torch.allclose(patches.gradients(g), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_are_had_without_rows_where_these_are_many(monkeypatch):
+    sample = Sample(patches_of(normal(3, 2, 9, 8)), normal(2, 3, 72, 5))
+    monkeypatch.setattr("natgrad.sample.CHUNK_BYTES", 2 * 5 * 19 * 8 * 2)  # two examples
+    J = torch.cat(list(sample.gradients()), -3)
+    assert "rows" not in vars(sample.inputs)
+    assert torch.allclose(J, sample.g.mT @ sample.a, rtol=1e-12, atol=1e-12)
+
+
 def patches_of(h: Tensor) -> Patches:
     return Patches(h, Window((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), ones=True))
 

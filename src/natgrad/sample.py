@@ -249,12 +249,15 @@ class Sample:
 
     def gradients(self) -> Iterator[Tensor]:
         """Per-example gradients ``J [(q,) c, n', o, i]`` of ``n'`` examples at a time."""
-        a = self.a.dense(self.g.dtype) if isinstance(self.a, OneHot) else self.a
-        g = self.g
-        row = g[..., 0, 0, 0].numel() * g.shape[-1] * a.shape[-1] * g.element_size()
+        g, inputs = self.g, self.inputs
+        row = g[..., 0, 0, 0].numel() * g.shape[-1] * inputs.shape[-1] * g.element_size()
         chunk = max(1, CHUNK_BYTES // max(row, 1))
-        for start in range(0, self.examples, chunk):
-            part = slice(start, start + chunk)
+        parts = [slice(start, start + chunk) for start in range(0, self.examples, chunk)]
+        if isinstance(inputs, Patches) and inputs.gradients_need_no_rows:
+            yield from (inputs.part(part).gradients(g[..., part, :, :]) for part in parts)
+            return
+        a = self.a.dense(g.dtype) if isinstance(self.a, OneHot) else self.a
+        for part in parts:
             yield g[..., part, :, :].mT @ a[..., part, :, :].unsqueeze(-4)
 
 
