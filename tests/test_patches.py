@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from natgrad import shifts
+from natgrad import blocks, shifts
+from natgrad.decompose import decompose
 from natgrad.layers.conv import ConvView
 from natgrad.patches import Patches, Window
 from natgrad.sample import Sample
@@ -173,3 +174,33 @@ def test_what_is_kept_is_the_image():
     assert torch.equal(Sample.from_state(kept.state()).a, expected)
     assert torch.equal(kept.a, expected)
     assert kept.to(torch.float32).a.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("block", "makes_rows"),
+    [("KFAC", False), ("EKFAC", False), ("TKFAC", True), ("TEKFAC", True)],
+)
+@pytest.mark.parametrize("shared", ["expand", "reduce"])
+def test_which_blocks_make_rows(monkeypatch, block, makes_rows, shared):
+    """Only weights by position ask for them, and none where positions are reduced first."""
+    monkeypatch.setattr(shifts, "PRODUCT", 0.0)
+    monkeypatch.setattr(shifts, "ADDITION", 0.0)
+    sample = Sample(patches_of(normal(40, 3, 8, 8)), normal(1, 40, 64, 4))  # no null space
+    made = block_of(getattr(blocks, block), sample, shared)
+    assert ("rows" in vars(sample.inputs)) == (makes_rows and shared == "expand")
+    written = block_of(getattr(blocks, block), Sample(sample.a, sample.g), shared)
+    assert close(made.dense(), written.dense(), 1e-9)
+
+
+def block_of(Block: type[blocks.Block], sample: Sample, shared: str) -> blocks.Block:
+    """A block that has seen the sample, in its own eigenbasis."""
+    block = Block((4, 28), damping=1e-2, dtype=torch.float64, shared=shared)
+    block.observe(sample)
+    for moment in block.moments():
+        moment.commit()
+    wanted = block.factors()
+    block.load(dict(zip(wanted, decompose(list(wanted.values())), strict=True)))
+    block.rescale(sample)
+    for moment in block.moments():
+        moment.commit()
+    return block
