@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from natgrad.sample import Sample, statistics_dtype
+from natgrad.sample import Sample, gradients_are_fewer, statistics_dtype
 from tests.networks import normal
 
 
@@ -46,3 +46,18 @@ def test_a_sample_counts_examples_and_positions():
 def test_a_sample_is_cast_whole():
     sample = Sample(normal(3, 2, 5), normal(4, 3, 2, 6)).to(torch.float32)
     assert sample.a.dtype == sample.g.dtype == torch.float32
+
+
+@pytest.mark.parametrize("groups", [(), (2,)])
+@pytest.mark.parametrize(("t", "fewer"), [(1, False), (2, False), (40, True)])
+def test_gradients_are_rotated_after_or_before_they_are_formed(groups, t, fewer):
+    c, n, o, i = 2, 5, 3, 4
+    assert gradients_are_fewer(o, i, positions=t, columns=c) == fewer
+    sample = Sample(normal(*groups, n, t, i), normal(*groups, c, n, t, o, seed=1))
+    U_A, U_G = normal(*groups, i, i, seed=2), normal(*groups, o, o, seed=3)
+    J = torch.einsum("...cnto,...nti->...cnoi", sample.g, sample.a)
+    rotated = torch.einsum("...op,...cnoi,...ij->...cnpj", U_G, J, U_A)
+    assert torch.allclose(sample.squared_gradients(U_A, U_G), rotated.square().sum((-4, -3)))
+    assert torch.allclose(sample.squared_gradients(), J.square().sum((-4, -3)))
+    means = rotated.sum(-3).square().sum(-3) / n**2
+    assert torch.allclose(sample.squared_mean_gradients(U_A, U_G), means)

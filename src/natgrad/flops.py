@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["EIGH", "INVERSE", "Flops", "Rows", "model_flops", "rows_pay"]
+__all__ = ["EIGH", "INVERSE", "Flops", "Rows", "input_products", "model_flops", "rows_pay"]
 
 EIGH = 9  #: of a symmetric eigendecomposition with vectors, per d^3
 WORTHWHILE = 5e6  #: multiply-adds to be saved before another way is taken: some 0.1 ms on a core
@@ -17,6 +17,7 @@ class Rows(NamedTuple):
     examples: int = 1
     positions: int = 1
     columns: int = 1  #: draws of the sampled Fisher, columns of the exact one
+    moment: float | None = None  #: multiply-adds of sum a a^T, where it is not taken of the rows
 
 
 class Flops(NamedTuple):
@@ -33,6 +34,11 @@ class Flops(NamedTuple):
     def times(self, count: int) -> Flops:
         """``count`` equal blocks side by side."""
         return Flops(*(count * part for part in self))
+
+
+def input_products(i: int, rows: Rows) -> float:
+    """Multiply-adds of ``sum a a^T [i, i]``: ``n t i^2``, unless it comes cheaper."""
+    return rows.examples * rows.positions * i**2 if rows.moment is None else rows.moment
 
 
 def model_flops(o: int, i: int, rows: Rows) -> float:

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from natgrad.layers import LayerView
-from natgrad.sample import InputRows, OneHot, Sample, concatenated, statistics_dtype
+from natgrad.patches import Patches
+from natgrad.sample import Inputs, OneHot, Sample, concatenated, statistics_dtype
 
 __all__ = ["Arranged", "Pass", "Use", "as_it_is", "batch_first", "sample_of", "send_back"]
 
 Arranged: TypeAlias = Callable[[Tensor], Tensor]
-Rows = TypeVar("Rows", Tensor, OneHot, InputRows)
+Rows = TypeVar("Rows", Tensor, Inputs)
 
 
 @dataclass
@@ -83,7 +84,7 @@ def sample_of(uses: list[Use], examples: int | None) -> Sample:
         uses: of one layer in one pass, all reached.
         examples: of the batch, where the logits are known.
     """
-    inputs = [_by_example(use.view.input_rows(use.h), examples) for use in uses]
+    inputs = [_by_example(use.view.inputs(use.h), examples) for use in uses]
     columns = [torch.stack([use.view.output_rows(x) for x in use.grads], -4) for use in uses]
     outputs = [_by_example(rows, examples) for rows in columns]
     if len({rows.shape[-3] for rows in inputs}) > 1:
@@ -115,6 +116,8 @@ def _by_example(rows: Rows, examples: int | None) -> Rows:
     t = count * positions // n
     if isinstance(rows, OneHot):
         return OneHot(rows.indices.reshape(n, t), rows.size)
+    if isinstance(rows, Patches):
+        rows = rows.rows
     return rows.reshape(*rows.shape[:-3], n, t, rows.shape[-1])
 
 

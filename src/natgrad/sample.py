@@ -16,7 +16,17 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["InputRows", "OneHot", "OutputRows", "Sample", "concatenated", "statistics_dtype"]
+from natgrad.patches import Patches
+
+__all__ = [
+    "InputRows",
+    "Inputs",
+    "OneHot",
+    "OutputRows",
+    "Sample",
+    "concatenated",
+    "statistics_dtype",
+]
 
 CHUNK_BYTES = 2**27  #: memory for per-example gradients, 128 MiB
 
@@ -42,6 +52,7 @@ class OneHot:
 
 
 InputRows: TypeAlias = Tensor | OneHot  #: ``a [(q,) n, t, i]``, the bias column of ones last
+Inputs: TypeAlias = InputRows | Patches  #: the same rows, or what they are made of when needed
 OutputRows: TypeAlias = Tensor  #: ``g [(q,) c, n, t, o]``
 
 
@@ -59,13 +70,16 @@ class Sample:
     ``J[c, n] = sum_t g[c, n, t] a[n, t]^T`` (MATH 0, V:B4, V:B11). ``c`` counts the columns of the
     exact Fisher, the draws of the sampled one (each already scaled by ``draws^-1/2``), and is 1
     for the empirical one.
+
+    ``a`` may be given as :class:`~natgrad.patches.Patches`: sums of ``a`` and ``a a^T`` are then
+    had from the images; what asks for the rows themselves has them made, once for the sample.
     """
 
-    a: InputRows
+    inputs: Inputs
     g: OutputRows
 
     def __post_init__(self) -> None:
-        a, g = tuple(self.a.shape), tuple(self.g.shape)
+        a, g = tuple(self.inputs.shape), tuple(self.g.shape)
         paired = len(a) in (3, 4) and len(g) == len(a) + 1
         if not paired or (*a[:-3], *a[-3:-1]) != (*g[:-4], *g[-3:-1]):
             raise ValueError(
@@ -73,45 +87,66 @@ class Sample:
             )
 
     @property
+    def a(self) -> InputRows:
+        """The input rows, written out where they are patches."""
+        return self.inputs.rows if isinstance(self.inputs, Patches) else self.inputs
+
+    @property
     def examples(self) -> int:
         """Number of examples ``n``."""
-        return self.a.shape[-3]
+        return self.inputs.shape[-3]
 
     @property
     def positions(self) -> int:
         """Number of shared positions ``t``."""
-        return self.a.shape[-2]
+        return self.inputs.shape[-2]
 
     @property
     def nbytes(self) -> int:
-        """Memory of the rows."""
-        a = self.a.indices if isinstance(self.a, OneHot) else self.a
+        """Memory of the rows, or of the images behind them."""
+        a = self.inputs.indices if isinstance(self.inputs, OneHot) else self.inputs
         return a.nbytes + self.g.nbytes
 
-    def state(self) -> dict[str, Tensor | int]:
+    def kept(self) -> Sample:
+        """The same, for later: images are copied, rows made of them forgotten."""
+        return Sample(self.inputs.kept(), self.g) if isinstance(self.inputs, Patches) else self
+
+    def scaled(self, factor: float) -> Sample:
+        """``g`` times a number."""
+        return self if factor == 1 else Sample(self.inputs, self.g * factor)
+
+    def state(self) -> dict[str, Any]:
         """Tensors and plain values, for checkpoints."""
-        if isinstance(self.a, OneHot):
-            return {"a": self.a.indices, "size": self.a.size, "g": self.g}
-        return {"a": self.a, "g": self.g}
+        if isinstance(self.inputs, OneHot):
+            return {"a": self.inputs.indices, "size": self.inputs.size, "g": self.g}
+        if isinstance(self.inputs, Patches):
+            return {"g": self.g, **self.inputs.state()}
+        return {"a": self.inputs, "g": self.g}
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> Sample:
         """The inverse of :meth:`state`."""
+        if "image" in state:
+            return Sample(Patches.from_state(state), state["g"])
         a = OneHot(state["a"], state["size"]) if "size" in state else state["a"]
         return Sample(a, state["g"])
 
     def to(self, dtype: torch.dtype, device: torch.device | None = None) -> Sample:
         """The same rows in another dtype, and on another device if one is given."""
         g = self.g.to(device=device, dtype=dtype)
-        if isinstance(self.a, OneHot):
-            return Sample(OneHot(self.a.indices.to(device=device), self.a.size), g)
-        return Sample(self.a.to(device=device, dtype=dtype), g)
+        if isinstance(self.inputs, OneHot):
+            return Sample(OneHot(self.inputs.indices.to(device=device), self.inputs.size), g)
+        if isinstance(self.inputs, Patches):
+            return Sample(self.inputs.to(dtype, device), g)
+        return Sample(self.inputs.to(device=device, dtype=dtype), g)
 
     def reduced(self) -> Sample:
         """One position: ``mean_t a`` and ``sum_t g`` (K-FAC-reduce); unit vectors stay as are."""
-        if isinstance(self.a, OneHot) or self.positions == 1:
+        a = self.inputs
+        if isinstance(a, OneHot) or self.positions == 1:
             return self
-        return Sample(self.a.mean(-2, keepdim=True), self.g.sum(-2, keepdim=True))
+        mean = a.mean() if isinstance(a, Patches) else a.mean(-2, keepdim=True)
+        return Sample(mean, self.g.sum(-2, keepdim=True))
 
     def rotated(self, U_A: Tensor | None, U_G: Tensor | None) -> Sample:
         """Rows ``a U_A`` and ``g U_G``; None leaves them as they are."""
@@ -126,6 +161,8 @@ class Sample:
         Args:
             weights: ``w [(q,) n, t]``, ones by default.
         """
+        if weights is None and isinstance(self.inputs, Patches):
+            return self.inputs.second_moment()
         a = self.a
         if isinstance(a, OneHot):
             w = self.g.new_ones(a.indices.shape) if weights is None else weights
@@ -134,6 +171,12 @@ class Sample:
             return total.index_add_(0, a.indices.flatten().clamp_min(0), counted.flatten())
         rows = a.flatten(-3, -2)
         return _weighted(rows, None if weights is None else weights.flatten(-2)).mT @ rows
+
+    def input_products(self) -> float | None:
+        """Multiply-adds of :meth:`input_moment` for a group, None if ``n t i^2``."""
+        if not isinstance(self.inputs, Patches):
+            return None
+        return self.inputs.moment_products() / self.inputs.window.groups
 
     def output_moment(self, weights: Tensor | None = None) -> Tensor:
         """``sum_{c,n,t} w g g^T [(q,) o, o]``, with ``w [(q,) n, t]``."""
@@ -160,18 +203,29 @@ class Sample:
             return total.index_add_(0, self.a.indices.flatten() + 1, g)[1:].mT
         return g.mT @ self.a.flatten(-3, -2)
 
-    def squared_mean_gradients(self) -> Tensor:
-        """``sum_c (1/n sum_{n,t} g a^T)^2 [(q,) o, i]``: squares of the batch-mean gradients."""
-        columns = (Sample(self.a, g.unsqueeze(-4)).gradient_sum() for g in self.g.unbind(-4))
-        total = torch.stack([column.square() for column in columns]).sum(0)
+    def squared_mean_gradients(self, U_A: Tensor | None, U_G: Tensor | None) -> Tensor:
+        """``sum_c (1/n sum_{n,t} U_G^T g a^T U_A)^2 [(q,) o, i]``: squares of batch means."""
+        columns = (Sample(self.inputs, g.unsqueeze(-4)).gradient_sum() for g in self.g.unbind(-4))
+        total = torch.stack([_rotated(J, U_A, U_G).square() for J in columns]).sum(0)
         return total / self.examples**2
 
-    def squared_gradients(self) -> Tensor:
-        """``sum_{c,n} (sum_t g a^T)^2 [(q,) o, i]``: squares of the true per-example gradients.
+    def squared_gradients(self, U_A: Tensor | None = None, U_G: Tensor | None = None) -> Tensor:
+        """``sum_{c,n} (U_G^T J U_A)^2 [(q,) o, i]``, ``J`` the true per-example gradients.
 
         With one position the squares factor, ``(g^2)^T (a^2)``; else gradients are formed for some
-        examples at a time, in at most 128 MiB.
+        examples at a time, in at most 128 MiB, and rotated where they are fewer than the rows.
         """
+        a, g = self.inputs.shape, self.g.shape
+        dense = not isinstance(self.inputs, OneHot)
+        if dense and gradients_are_fewer(g[-1], a[-1], positions=a[-2], columns=g[-4]):
+            total = self.g.new_zeros(*a[:-3], g[-1], a[-1])
+            for J in self.gradients():
+                total += _rotated(J, U_A, U_G).square_().sum((-4, -3))
+            return total
+        return self.rotated(U_A, U_G)._squared()
+
+    def _squared(self) -> Tensor:
+        """``sum_{c,n} J^2``."""
         a = self.a
         if isinstance(a, OneHot):
             return self._squared_one_hot(a)
@@ -195,21 +249,27 @@ class Sample:
 
     def gradients(self) -> Iterator[Tensor]:
         """Per-example gradients ``J [(q,) c, n', o, i]`` of ``n'`` examples at a time."""
-        a = self.a.dense(self.g.dtype) if isinstance(self.a, OneHot) else self.a
-        g = self.g
-        row = g[..., 0, 0, 0].numel() * g.shape[-1] * a.shape[-1] * g.element_size()
+        g, inputs = self.g, self.inputs
+        row = g[..., 0, 0, 0].numel() * g.shape[-1] * inputs.shape[-1] * g.element_size()
         chunk = max(1, CHUNK_BYTES // max(row, 1))
-        for start in range(0, self.examples, chunk):
-            part = slice(start, start + chunk)
+        parts = [slice(start, start + chunk) for start in range(0, self.examples, chunk)]
+        if isinstance(inputs, Patches) and inputs.gradients_need_no_rows:
+            yield from (inputs.part(part).gradients(g[..., part, :, :]) for part in parts)
+            return
+        a = self.a.dense(g.dtype) if isinstance(self.a, OneHot) else self.a
+        for part in parts:
             yield g[..., part, :, :].mT @ a[..., part, :, :].unsqueeze(-4)
 
 
-def concatenated(rows: Sequence[InputRows]) -> InputRows:
-    """Input rows of several uses of a layer as further positions of the same examples."""
-    first = rows[0]
+def concatenated(inputs: Sequence[Inputs]) -> Inputs:
+    """Inputs of several uses of a layer as further positions of the same examples."""
+    first = inputs[0]
+    if len(inputs) == 1:
+        return first
     if isinstance(first, OneHot):
-        indices = [each.indices for each in rows if isinstance(each, OneHot)]
+        indices = [each.indices for each in inputs if isinstance(each, OneHot)]
         return OneHot(torch.cat(indices, dim=-1), first.size)
+    rows = [each.rows if isinstance(each, Patches) else each for each in inputs]
     return torch.cat([each for each in rows if isinstance(each, Tensor)], dim=-2)
 
 
@@ -217,6 +277,23 @@ def _turned(rows: Tensor, U: Tensor) -> Tensor:
     """``rows [(q,) .., d] U [(q,) d, d]`` as one product, or one for each group."""
     flat = rows.flatten(U.ndim - 2, -2) @ U
     return flat.reshape(*rows.shape[:-1], U.shape[-1])
+
+
+def gradients_are_fewer(o: int, i: int, *, positions: int, columns: int) -> bool:
+    """Whether rotating ``c`` gradients ``[o, i]`` takes less than rotating the rows behind them."""
+    return columns * o * i * (o + i) < positions * (i * i + columns * o * o)
+
+
+def _rotated(J: Tensor, U_A: Tensor | None, U_G: Tensor | None) -> Tensor:
+    """``U_G^T J U_A``; None is the identity."""
+    J = J if U_A is None else _turned(J, U_A)
+    return J if U_G is None else _fit(U_G, J).mT @ J
+
+
+def _fit(U: Tensor, rows: Tensor) -> Tensor:
+    """``U [(q,) d, d]`` with dimensions of size one where the rows have theirs."""
+    missing = rows.ndim - U.ndim
+    return U.reshape(*U.shape[:-2], *[1] * missing, *U.shape[-2:])
 
 
 def _weighted(rows: Tensor, weights: Tensor | None) -> Tensor:

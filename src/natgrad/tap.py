@@ -283,7 +283,7 @@ class Tap:
         sample = sample_of(uses, examples)
         scale = self._scale(sample.examples, examples)
         self.delivering = current.number
-        self.deliver(index, sample if scale == 1 else Sample(sample.a, sample.g * scale))
+        self.deliver(index, sample.scaled(scale))
 
     def _scale(self, count: int, examples: int | None) -> float:
         """What turns the gradients that arrived into those of one example's nll.

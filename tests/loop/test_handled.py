@@ -102,6 +102,32 @@ def test_flops_of_a_convolution_count_its_positions():
     assert report.model_flops == 6 * N * positions * o * i
 
 
+def test_flops_of_a_convolution_count_what_its_input_factor_takes(monkeypatch):
+    monkeypatch.setattr("natgrad.shifts.PRODUCT", 0.0)
+    monkeypatch.setattr("natgrad.shifts.ADDITION", 0.0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten()).double()
+    i, o, positions = 2 * 9 + 1, 3, 16
+    shifts = N * 2**2 * 4 * (4 * 3 + 3 * 5 + 2 * 5)
+    dearer = N * positions * i**2 - shifts
+    given = normal(N, 2, 4, 4)
+    expected = 2 * (shifts + N * positions * o**2) + i**3 + o**3 + 2 * o * i * (o + i)
+    assert reported(net, given).flops == expected
+    assert reported(net, given, natgrad.TKFAC).flops == expected + 2 * dearer
+    assert reported(net, given, shared="reduce").flops == expected + 2 * dearer
+
+
+def test_flops_of_a_corrected_convolution_rotate_gradients_or_rows():
+    i, o = 2 * 4 + 1, 4
+    for size, rotated in ((8, o * i * (o + i)), (3, 4 * (i**2 + o**2))):
+        net = nn.Sequential(nn.Conv2d(2, o, 2), nn.Flatten()).double()
+        report = reported(net, normal(N, 2, size, size), natgrad.EKFAC)
+        positions = (size - 1) ** 2
+        assert (o * i * (o + i) < positions * (i**2 + o**2)) == (size == 8)
+        basis = 2 * N * positions * (i**2 + o**2) + 9 * (i**3 + o**3) + 4 * o * i * (o + i)
+        scale = 2 * N * o * i * (positions + 1)
+        assert report.flops == basis + 2 * N * rotated + scale
+
+
 def test_flops_of_an_embedding_leave_out_its_diagonal_factor():
     net = nn.Sequential(nn.Embedding(7, 3), nn.Flatten(), nn.Linear(6, 3)).double()
     tokens = torch.arange(2 * N).reshape(N, 2) % 7

@@ -64,7 +64,7 @@ class Diagonal(Block):
     def flops(self, rows: Rows) -> Flops:
         """``2 n c o i``, ``t`` times that and a square with shared weights; ``2 o i`` to solve."""
         o, i = self.shape
-        n, t, c = rows
+        n, t, c, _ = rows
         shared = 2 * n * t * c * o * i + 2 * n * c * o * i
         return Flops(2 * n * c * o * i if t == 1 else shared, 0, 2 * o * i).times(self.count)
 

@@ -17,7 +17,7 @@ from natgrad.damping import Constant, EigenvalueDamping
 from natgrad.decompose import Decomposition, Factor
 from natgrad.flops import Flops, Rows, rows_pay
 from natgrad.moments import Moment
-from natgrad.sample import Sample
+from natgrad.sample import Sample, gradients_are_fewer
 
 __all__ = ["EKFAC", "TEKFAC", "EKFACRa", "EigenCorrected", "TEKFACRa"]
 
@@ -70,15 +70,14 @@ class EigenCorrected(Block):
             self.basis.skip(examples)
 
     def rescale(self, sample: Sample) -> None:
-        """``2 n t (i^2 + c o^2)`` flop to rotate; ``2 n c t o i`` more with shared weights."""
+        """``2 n c t o i`` flop for gradients; to rotate rows or gradients, whichever are fewer."""
         if self.is_ready:
             A, G = self.basis.eigen()
-            rotated = sample.rotated(A.vectors, G.vectors)
             n = sample.examples
             if self.estimator == "intra":
-                self.scale.add(rotated.squared_gradients(), n)
+                self.scale.add(sample.squared_gradients(A.vectors, G.vectors), n)
             else:  # a mean over batches, each counted by its size
-                self.scale.add(rotated.squared_mean_gradients() * n, n)
+                self.scale.add(sample.squared_mean_gradients(A.vectors, G.vectors) * n, n)
 
     def factors(self) -> Mapping[str, Factor]:
         """The factors of the two-factor block, to be eigendecomposed."""
@@ -149,11 +148,13 @@ class EigenCorrected(Block):
         return damped.amin(), damped.amax()
 
     def flops(self, rows: Rows) -> Flops:
-        """The two-factor block's, the rotation of rows, the scale, and four products to solve."""
+        """The two-factor block's, the rotation of rows or gradients, the scale, the solve."""
         o, i = self.shape
-        n, t, c = rows
+        n, t, c, _ = rows
         basis = self.basis.flops(rows)
         rotated = 2 * n * t * (i**2 + c * o**2)
+        if gradients_are_fewer(o, i, positions=t, columns=c):
+            rotated = 2 * n * c * o * i * (o + i)
         scale = 2 * n * c * o * i * (1 if t == 1 else t + 1)
         return basis._replace(
             statistics=basis.statistics + self.count * (rotated + scale),

@@ -80,7 +80,7 @@ class Exact(Block):
 
     def flops(self, rows: Rows) -> Flops:
         """``2 n c (t o i + (o i)^2)``, an eigendecomposition, ``4 (o i)^2`` to solve."""
-        n, t, c = rows
+        n, t, c, _ = rows
         dim = self.shape[0] * self.shape[1]
         observed = 2 * n * c * (t * dim + dim**2)
         return Flops(observed, EIGH * dim**3, 4 * dim**2).times(self.count)

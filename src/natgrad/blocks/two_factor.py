@@ -12,7 +12,7 @@ from natgrad import linalg
 from natgrad.blocks.base import Block
 from natgrad.damping import EigenvalueDamping, FactoredDamping
 from natgrad.decompose import Decomposition, Factor
-from natgrad.flops import EIGH, INVERSE, Flops, Rows, rows_pay
+from natgrad.flops import EIGH, INVERSE, Flops, Rows, input_products, rows_pay
 from natgrad.linalg import Eigen
 from natgrad.sample import Sample
 
@@ -108,13 +108,18 @@ class TwoFactor(Block):
         return 1 / (top * linalg.largest_eigenvalue(G_inverse)).amax(), largest.amax()
 
     def flops(self, rows: Rows) -> Flops:
-        """``2 n t (i^2 + c o^2)``; inverses or eigendecompositions; two products, or four."""
+        """``2 n t (i^2 + c o^2)``; inverses or eigendecompositions; two products, or four.
+
+        An ``A`` that is a plain sum over rows may come cheaper.
+        """
         o, i = self.shape
-        n, t, c = rows
+        n, t, c, _ = rows
+        plain = self.A_of_inputs and self.shared == "expand"
+        A = input_products(i, rows) if plain else n * t * i**2
         per_cube, products = (INVERSE, 2) if self._factored else (EIGH, 4)
         dense = 0 if self.diagonal_input else 1  # a diagonal factor costs next to nothing
         return Flops(
-            2 * n * t * (dense * i**2 + c * o**2),
+            2 * (dense * A + n * t * c * o**2),
             per_cube * (dense * i**3 + o**3),
             products * o * i * (o + dense * i),
         ).times(self.count)

@@ -88,14 +88,15 @@ class Blockwise:
         """Let the sample wait in the block's moments; hold it where the basis will change."""
         layer = self.layers[index]
         if self.scaled_by_batch:
-            factor = layer.loss.add(sample.examples)
-            sample = sample if factor == 1 else Sample(sample.a, sample.g * factor)
-        layer.rows = Rows(sample.examples, sample.positions, sample.g.shape[-4])
+            sample = sample.scaled(layer.loss.add(sample.examples))
+        layer.rows = Rows(
+            sample.examples, sample.positions, sample.g.shape[-4], sample.input_products()
+        )
         layer.block.observe(sample)
         if not layer.block.needs_rescale:
             return
         if refreshing and self._held_bytes() < HELD_BYTES:
-            layer.held.append(sample)
+            layer.held.append(sample.kept())
         else:
             layer.block.rescale(sample)
 
@@ -122,8 +123,7 @@ class Blockwise:
             layer.loss.clear()
             for moment in layer.block.moments():
                 moment.correct(factor)
-            if factor != 1:
-                layer.held = [Sample(sample.a, sample.g * factor) for sample in layer.held]
+            layer.held = [sample.scaled(factor) for sample in layer.held]
         if refreshing:
             _commit([m for layer in self.layers for m in layer.block.basis_moments()])
         else:

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from natgrad.sample import InputRows
+from natgrad.sample import InputRows, Inputs
 
 __all__ = ["Kind", "LayerView", "Slot", "Uncovered", "reasons", "rows_of", "with_ones"]
 
@@ -112,6 +112,10 @@ class LayerView(ABC):
     @abstractmethod
     def input_rows(self, h: Tensor) -> InputRows:
         """The module's input as rows ``[(q,) n, t, i]``, ones in the bias column."""
+
+    def inputs(self, h: Tensor) -> Inputs:
+        """What a sample keeps of the module's input: the rows, or what they can be made of."""
+        return self.input_rows(h)
 
     @abstractmethod
     def output_rows(self, grad_z: Tensor) -> Tensor:

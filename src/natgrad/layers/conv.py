@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 
 from natgrad.layers.affine import AffineView
 from natgrad.layers.whitenable import Whitenable
+from natgrad.patches import Patches, Window
 
-__all__ = ["ConvView", "PatchView", "grouped_rows", "unfolded"]
+__all__ = ["ConvView", "PatchView"]
 
 
 class PatchView(AffineView):
@@ -47,14 +47,19 @@ class ConvView(PatchView, Whitenable):
 
     def input_rows(self, h: Tensor) -> Tensor:
         """Patches of ``h [n, C_in, *space]`` as ``[(q,) n, t, i]``."""
+        return self.inputs(h).rows
+
+    def inputs(self, h: Tensor) -> Patches:
+        """The same, unfolded when the rows are asked for."""
         conv = self.module
-        padding = list(conv._reversed_padding_repeated_twice)
-        if any(padding):
-            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-            h = F.pad(h, padding, mode)
-        h = batched(h, len(conv.kernel_size))
-        patches = unfolded(h, conv.kernel_size, conv.stride, conv.dilation)
-        return grouped_rows(patches, conv.groups, self.has_bias)
+        sides = list(conv._reversed_padding_repeated_twice)
+        if conv.padding_mode != "zeros" and any(sides):
+            h, sides = F.pad(h, sides, conv.padding_mode), [0] * len(sides)
+        padding = tuple(zip(sides[::2], sides[1::2], strict=True))[::-1]
+        window = Window(
+            conv.kernel_size, conv.stride, conv.dilation, padding, conv.groups, self.has_bias
+        )
+        return Patches(batched(h, len(conv.kernel_size)), window)
 
     def output_rows(self, grad_z: Tensor) -> Tensor:
         """``grad_z [n, C_out, *space]`` as ``[(q,) n, t, C_out / q]``."""
@@ -107,31 +112,6 @@ class ConvView(PatchView, Whitenable):
 def batched(h: Tensor, dims: int) -> Tensor:
     """``[n, C, *space]``: an input ``[C, *space]`` is one example."""
     return h.unsqueeze(0) if h.ndim == dims + 1 else h
-
-
-def unfolded(
-    h: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
-    """All patches of ``h [n, C, *space]`` as ``[n, C, *out, *kernel]``, without copying."""
-    sizes = zip(h.shape[2:], kernel, stride, dilation, strict=True)
-    out = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in sizes]
-    steps = h.stride()[2:]
-    across = [step * s for step, s in zip(steps, stride, strict=True)]
-    within = [step * d for step, d in zip(steps, dilation, strict=True)]
-    return h.as_strided((*h.shape[:2], *out, *kernel), (*h.stride()[:2], *across, *within))
-
-
-def grouped_rows(patches: Tensor, q: int, ones: bool) -> Tensor:
-    """``[n, C, *out, *kernel]`` as ``[(q,) n, t, C / q * prod(kernel) (+1)]``, in a single copy."""
-    n, C = patches.shape[:2]
-    dims = (patches.ndim - 2) // 2
-    out, kernel = patches.shape[2 : 2 + dims], patches.shape[2 + dims :]
-    i = C // q * prod(kernel)
-    rows = patches.new_ones(q, n, prod(out), i + ones)
-    place = rows[..., :i].view(q, n, *out, C // q, *kernel)
-    by_group = patches.view(n, q, C // q, *out, *kernel).movedim(1, 0)
-    place.copy_(by_group.movedim(2, 2 + dims))
-    return rows if q > 1 else rows.squeeze(0)
 
 
 def channel_rows(z: Tensor, q: int) -> Tensor:

@@ -7,7 +7,8 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from natgrad.layers.conv import PatchView, batched, channel_rows, grouped_rows, unfolded
+from natgrad.layers.conv import PatchView, batched, channel_rows
+from natgrad.patches import grouped_rows, unfolded
 
 __all__ = ["ConvTransposeView"]
 
