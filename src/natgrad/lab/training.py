@@ -90,7 +90,7 @@ class Training:
         torch.manual_seed(run.seed)
         self.model = run.recipe.network()
         task = Task(self.model, run.recipe.likelihood, run.seed, run.recipe.l2, splits.train.inputs)
-        torch.compiler.disable(nn.Identity())  # imports the compiler, which takes seconds, once
+        torch.compiler.disable(nn.Identity())  # type: ignore[no-untyped-call]  # imports for seconds, once
         begin = time.perf_counter()  # statistics before the first step are on the clock
         self.optimizer = build(run.optimizer, task, run.settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
