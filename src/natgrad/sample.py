@@ -115,8 +115,8 @@ class Sample:
 
     def rotated(self, U_A: Tensor | None, U_G: Tensor | None) -> Sample:
         """Rows ``a U_A`` and ``g U_G``; None leaves them as they are."""
-        a = self.a if U_A is None or isinstance(self.a, OneHot) else self.a @ _fit(U_A, self.a)
-        return Sample(a, self.g if U_G is None else self.g @ _fit(U_G, self.g))
+        a = self.a if U_A is None or isinstance(self.a, OneHot) else _times(self.a, U_A)
+        return Sample(a, self.g if U_G is None else _times(self.g, U_G))
 
     # sums over the rows, not means --------------------------------------------------------------
 
@@ -213,10 +213,12 @@ def concatenated(rows: Sequence[InputRows]) -> InputRows:
     return torch.cat([each for each in rows if isinstance(each, Tensor)], dim=-2)
 
 
-def _fit(U: Tensor, rows: Tensor) -> Tensor:
-    """``U [(q,) d, d]`` with dimensions of size one where the rows have theirs."""
+def _times(rows: Tensor, U: Tensor) -> Tensor:
+    """``rows U`` for ``rows [(q,) .., t, d]`` and ``U [(q,) d, d]``."""
+    if rows.shape[-2] == 1:  # in one product: else each example's single row reads all of U
+        return (rows.flatten(U.ndim - 2, -2) @ U).reshape(rows.shape)
     missing = rows.ndim - U.ndim
-    return U.reshape(*U.shape[:-2], *[1] * missing, *U.shape[-2:])
+    return rows @ U.reshape(*U.shape[:-2], *[1] * missing, *U.shape[-2:])
 
 
 def _weighted(rows: Tensor, weights: Tensor | None) -> Tensor:
