@@ -10,9 +10,10 @@ from torch import Tensor
 
 from natgrad import linalg
 from natgrad.blocks.base import Block
+from natgrad.blocks.counts import gathered, quotient, second_moment
 from natgrad.damping import EigenvalueDamping, FactoredDamping
 from natgrad.decompose import Decomposition, Factor
-from natgrad.flops import EIGH, INVERSE, Flops, Rows
+from natgrad.flops import Cost, Rows, Work, eigh, inverse, passes, product
 from natgrad.linalg import Eigen
 from natgrad.sample import Sample
 
@@ -107,17 +108,43 @@ class TwoFactor(Block):
         top = A_inverse.amax(-1) if self.diagonal_input else linalg.largest_eigenvalue(A_inverse)
         return 1 / (top * linalg.largest_eigenvalue(G_inverse)).amax(), largest.amax()
 
-    def flops(self, rows: Rows) -> Flops:
+    def cost(self, rows: Rows) -> Cost:
         """``2 n t (i^2 + c o^2)``; inverses or eigendecompositions; two products, or four."""
-        o, i = self.shape
-        n, t, c = rows
-        per_cube, products = (INVERSE, 2) if self._factored else (EIGH, 4)
-        dense = 0 if self.diagonal_input else 1  # a diagonal factor costs next to nothing
-        return Flops(
-            2 * n * t * (dense * i**2 + c * o**2),
-            per_cube * (dense * i**3 + o**3),
-            products * o * i * (o + dense * i),
+        return Cost(
+            (*gathered(self.shape, rows, self.diagonal_input), *self._observing(rows)),
+            self._decomposing(),
+            self._solving(),
+            self.dtype.itemsize,
         ).times(self.count)
+
+    def _observing(self, rows: Rows) -> tuple[Work, ...]:
+        """Two second moments, as :meth:`observe` takes them."""
+        o, i = self.shape
+        n, t, c = self._kept(rows)[:3]
+        A = second_moment(n * t, i, self.diagonal_input)
+        return *A, *second_moment(c * n * t, o)
+
+    def _kept(self, rows: Rows) -> Rows:
+        """Positions that are left where they are reduced."""
+        reduced = self.shared == "reduce" and not self.diagonal_input
+        return rows._replace(positions=1) if reduced else rows
+
+    def _decomposing(self) -> tuple[Work, ...]:
+        """And the means, ridges, finite checks and copies around them."""
+        o, i = self.shape
+        decomposed = inverse if self._factored else eigh
+        widths = (o,) if self.diagonal_input else (i, o)
+        around = [passes(d * d, 9, 25, fresh=3) for d in widths]
+        return *(decomposed(d) for d in widths), *around
+
+    def _solving(self) -> tuple[Work, ...]:
+        """The products of :meth:`solve`, the gradient put together and written back."""
+        o, i = self.shape
+        sides = (o,) if self.diagonal_input else (o, i)
+        products = [product(o, side, i) for side in sides]
+        if self._factored:
+            return *products, passes(o * i, 4, 6, fresh=1)
+        return *products, *products, *quotient(o * i), passes(o * i, 4, 6, fresh=1)
 
     def solve_rows(self, rows: Sample) -> Tensor:
         """``(g G^-1)^T (a A^-1)`` where the rows are few, else ``G^-1 (g^T a) A^-1``."""

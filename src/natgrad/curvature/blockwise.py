@@ -90,7 +90,8 @@ class Blockwise:
         if self.scaled_by_batch:
             factor = layer.loss.add(sample.examples)
             sample = sample if factor == 1 else Sample(sample.a, sample.g * factor)
-        layer.rows = Rows(sample.examples, sample.positions, sample.g.shape[-4])
+        columns, kernel = sample.g.shape[-4], layer.view.kernel
+        layer.rows = Rows(sample.examples, sample.positions, columns, kernel)
         layer.block.observe(sample)
         if not layer.block.needs_rescale:
             return
