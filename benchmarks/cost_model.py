@@ -104,7 +104,7 @@ CASES: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 
 def measured(
-    case: str, method: str, steps: int, clock: Callable[[], float]
+    case: str, method: str, seconds: float, clock: Callable[[], float]
 ) -> tuple[Stages, Preconditioner]:
     """Median seconds of each stage."""
     torch.manual_seed(0)
@@ -125,7 +125,8 @@ def measured(
     found = []
     for patch in patches:
         patch.start()
-    for _ in range(steps):
+    end = time.perf_counter() + seconds
+    while len(found) < 7 or time.perf_counter() < end:
         watch.spent.clear()
         model.zero_grad()
         f = model(x)
@@ -147,7 +148,7 @@ def predicted(pre: Preconditioner, machine: Machine) -> Stages:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--threads", type=int, default=1)
-    arguments.add_argument("--steps", type=int, default=7)
+    arguments.add_argument("--seconds", type=float, default=4.0, help="of training for each case")
     arguments.add_argument("--case", choices=list(CASES), action="append")
     arguments.add_argument("--method", action="append")
     given = arguments.parse_args()
@@ -159,11 +160,11 @@ def main() -> None:
     print(f"| case | method | {' | '.join(STAGES)} |\n|---|---|---|---|---|")
     for case in given.case or CASES:
         for method in given.method or ("KFAC", "EKFAC"):
-            seconds, pre = measured(case, method, given.steps, clock)
+            found, pre = measured(case, method, given.seconds, clock)
             guess = predicted(pre, machine)
             cells = (
                 f"{1e3 * p:.2f} / {1e3 * m:.2f} = {p / m:.2f}"
-                for p, m in zip(guess, seconds, strict=True)
+                for p, m in zip(guess, found, strict=True)
             )
             print(f"| {case} | {method} | {' | '.join(cells)} |", flush=True)
 

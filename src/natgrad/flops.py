@@ -164,8 +164,11 @@ def passes(numbers: float, count: float, calls: float = 1, fresh: float = 0) -> 
 
 
 def gathering(numbers: float) -> Work:
-    """Writing ``numbers`` numbers in another order than they are read, as patches are."""
-    return Work("gather", 0, 2 * numbers, numbers)
+    """Writing ``numbers`` numbers in another order than they are read, as patches are.
+
+    The padding and the views that it takes are calls too.
+    """
+    return Work("gather", 0, 2 * numbers, numbers, 10)
 
 
 def committed(numbers: float) -> Work:

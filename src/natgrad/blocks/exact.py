@@ -86,7 +86,7 @@ class Exact(Block):
         gradients = (*gathered(self.shape, rows, False), *per_example(self.shape, rows))
         return Cost(
             (*gradients, product(dim, c * n, dim), committed(dim * dim)),
-            (eigh(dim), passes(dim * dim, 9, 25, fresh=3)),
+            (eigh(dim), passes(dim * dim, 9, 10, fresh=3)),
             (product(1, dim, dim), product(1, dim, dim), passes(dim, 14, 8, fresh=5)),
             self.dtype.itemsize,
         ).times(self.count)

@@ -134,7 +134,7 @@ class TwoFactor(Block):
         o, i = self.shape
         decomposed = inverse if self._factored else eigh
         widths = (o,) if self.diagonal_input else (i, o)
-        around = [passes(d * d, 9, 25, fresh=3) for d in widths]
+        around = [passes(d * d, 9, 10, fresh=3) for d in widths]
         return *(decomposed(d) for d in widths), *around
 
     def _solving(self) -> tuple[Work, ...]:
