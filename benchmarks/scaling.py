@@ -4,7 +4,8 @@
     python benchmarks/scaling.py measured
 
 ``paper`` builds blocks on the meta device and allocates nothing. ``measured`` times the stages of
-one layer on one core (CPU seconds) and fits exponents, with those of the counted flops in brackets.
+one layer on one core (CPU seconds): exponents over the whole range and at its end,
+those of the counted flops in brackets.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def _times(before: float, after: float) -> str:
 def measured() -> None:
     """CPU seconds of the stages of one layer at sizes that double, and fitted exponents."""
     sweeps: dict[str, list[tuple[int, int, Rows]]] = {
-        "width": [(d, d, Rows(1024)) for d in (256, 512, 1024, 2048)],
+        "width": [(d, d, Rows(1024)) for d in (128, 256, 512, 1024)],
         "batch": [(512, 512, Rows(n)) for n in (512, 1024, 2048, 4096)],
         "positions": [(256, 256, Rows(32, t)) for t in (16, 32, 64, 128)],
     }
@@ -97,22 +98,23 @@ def measured() -> None:
     for method in ("KFAC", "EKFAC"):
         for name, points in sweeps.items():
             seconds = [stages_measured(method, *point) for point in points]
-            steps = len(points) - 1
-            exponents = [
-                f"{log(last / first) / log(2) / steps:.2f}"
-                for first, last in zip(seconds[0], seconds[-1], strict=True)
+            built = [
+                getattr(blocks, method)(point[:2], damping=1e-3, device=META) for point in points
             ]
-            block = [
-                getattr(blocks, method)((o, i), damping=1e-3, device=META) for o, i, _ in points
+            counted = [block.flops(point[2]) for block, point in zip(built, points, strict=True)]
+            cells = [
+                f"{_exponent(took)}, {_exponent(took[-2:])} ({_exponent(flops)})"
+                for took, flops in zip(
+                    zip(*seconds, strict=True), zip(*counted, strict=True), strict=True
+                )
             ]
-            flops = [b.flops(rows) for b, (_, _, rows) in zip(block, points, strict=True)]
-            counted = [
-                f"{log(last / first) / log(2) / steps:.2f}"
-                for first, last in zip(flops[0], flops[-1], strict=True)
-            ]
-            cells = [f"{m} ({c})" for m, c in zip(exponents, counted, strict=True)]
             lines.append([method, name, *cells])
     table(["method", "in", *Stages._fields], lines)
+
+
+def _exponent(values: Sequence[float]) -> str:
+    """Of the growth over sizes that double, from the first to the last."""
+    return f"{log(values[-1] / values[0]) / log(2) / (len(values) - 1):.2f}"
 
 
 def stages_measured(method: str, o: int, i: int, rows: Rows) -> Stages:

@@ -24,6 +24,7 @@ from natgrad.machine import H100, Machine
 METHODS = ("KFAC", "TKFAC", "EKFAC", "TEKFAC")
 TF32 = replace(H100, products=((16, 5e12), (128, 5e13), (512, 2.4e14)))
 MACHINES = {"float32": H100, "TF32": TF32}
+DTYPES = " / ".join(MACHINES)
 SEQUENCE = 1024
 
 
@@ -207,17 +208,15 @@ def print_seconds(tokens: int) -> None:
     for name, specs in MODELS.items():
         own, again = model_seconds(specs, tokens)
         for method in METHODS:
-            for dtype, machine in MACHINES.items():
-                stages = stages_of(specs, method, tokens, machine)
-                ratios = [
-                    f"{(own + again / s + stages.per_step(s, r)) / own:.2f}"
-                    for s, r in ((1, 10), (10, 100))
-                ]
-                label = method if dtype == "float32" else f"{method}, TF32"
-                seconds = [f"{x:.3g}" for x in (own, again, *stages)]
-                lines.append([name, label, *seconds, *ratios])
-    header = ["model", "method", "model", "backward again", *Stages._fields, "1/10", "10/100"]
-    print(f"Seconds on one H100, {tokens} tokens a step; ratio to the plain model:\n")
+            each = [stages_of(specs, method, tokens, machine) for machine in MACHINES.values()]
+            cells = [name, method, f"{own:.3g}", f"{again:.3g}"]
+            cells += [" / ".join(f"{x:.3g}" for x in column) for column in zip(*each, strict=True)]
+            for s, r in ((1, 10), (10, 100)):
+                ratios = [(own + again / s + stages.per_step(s, r)) / own for stages in each]
+                cells.append(" / ".join(f"{ratio:.3g}" for ratio in ratios))
+            lines.append(cells)
+    header = ["model", "method", "its passes", "backward again", *Stages._fields, "1/10", "10/100"]
+    print(f"Seconds on one H100, {tokens} tokens a step; ratio to the model alone; {DTYPES}:\n")
     table(header, lines)
 
 
