@@ -103,7 +103,7 @@ class Machine:
         dtype: torch.dtype = torch.float32,
         *,
         clock: Clock = time.perf_counter,
-        repeats: int = 3,
+        repeats: int = 5,
     ) -> Machine:
         """Measure a device, in about two seconds; the fastest of the repeats counts.
 
