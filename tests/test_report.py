@@ -9,6 +9,7 @@ from torch import nn
 
 import natgrad
 from natgrad import Categorical
+from natgrad.machine import H100
 from tests.networks import mlp, normal
 
 
@@ -79,7 +80,16 @@ def test_memory_is_that_of_the_blocks_counted_once():
 def test_it_prints_as_a_table_with_a_total():
     text = str(trained(network()).report())
     lines = text.splitlines()
-    header = ["parameter", "shape", "handled", "block", "memory", "work", "reason"]
+    header = [
+        "parameter",
+        "shape",
+        "handled",
+        "block",
+        "memory",
+        "work",
+        "stats/dec/solve",
+        "reason",
+    ]
     assert lines[0].split() == header
     assert "0.weight   6x4     KFAC" in text
     assert "scalar" in text
@@ -92,3 +102,46 @@ def test_it_prints_as_a_table_with_a_total():
 def test_the_total_counts_the_weight_and_the_bias_of_a_layer_alike(steps):
     total = str(trained(mlp(4, 6, 3), steps).report()).splitlines()[-2]
     assert total.split()[0] in (("4",) if steps else ("0", "4"))
+
+
+def test_work_is_split_by_stage_and_adds_up():
+    opt = trained(mlp(4, 6, 3))
+    row = opt.report().rows[0]
+    layer, schedule = opt.preconditioner.layers[0], opt.preconditioner.schedule
+    every = schedule.stats_every, schedule.refresh_every
+    assert row.work == layer.block.flops(layer.rows).averaged(*every)
+    assert sum(row.work) == row.flops
+    split = "/".join(f"{100 * part / row.flops:.0f}" for part in row.work)
+    assert split in str(opt.report()).splitlines()[2].split()
+
+
+def test_seconds_are_predicted_for_a_machine_and_averaged_over_the_schedule():
+    net = mlp(4, 6, 3)
+    opt = natgrad.KFAC(
+        net, lr=0.1, likelihood=Categorical(), damping=0.1, stats_every=2, refresh_every=4
+    )
+    F.cross_entropy(net(normal(8, 4)), torch.zeros(8, dtype=torch.long)).backward()
+    opt.step()
+    layers = opt.preconditioner.layers
+    stages = [H100.stages(layer.block.cost(layer.rows)).averaged(2, 4) for layer in layers]
+    report = opt.report(machine=H100)
+    assert report.seconds(H100) == pytest.approx(
+        [sum(column) for column in zip(*stages, strict=True)]
+    )
+    assert report.seconds(H100) == opt.report().seconds(H100)
+    (line,) = (line for line in str(report).splitlines() if "predicted" in line)
+    assert "for the layers' own passes" in line
+    assert line.endswith("in the average step, predicted (H100, on paper)")
+    assert "predicted" not in str(opt.report())
+
+
+def test_a_block_that_nobody_counted_spoils_no_other_figures():
+    class Own(natgrad.blocks.Diagonal):
+        cost = natgrad.blocks.Block.cost
+
+    net = mlp(4, 6, 3)
+    pre = natgrad.Preconditioner(net, Own, damping=0.1, likelihood=Categorical())
+    report = pre.report(H100)
+    assert report.flops == 0
+    assert report.seconds(H100) == (0, 0, 0)
+    assert "0.weight" in str(report)

@@ -25,6 +25,8 @@ from natgrad.inventory import Inventory
 from natgrad.layers import LayerView, Uncovered, views_of
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey
+from natgrad.machine import Machine
+from natgrad.pace import remark_on_pace
 from natgrad.report import Report, report_on
 from natgrad.retained import RetainedRows
 from natgrad.sample import Sample
@@ -121,7 +123,7 @@ class Preconditioner:
         self.steps = 0
         self.keeps_solved = False  #: whether the last step's gradients stay in :attr:`solved`
         self.solved: list[Solved] = []
-        self._remarked = False
+        self._remarked = self._paced = False
         scaled = {
             "scaled_by_loss": likelihood is None,
             "scaled_by_batch": likelihood is None and reduction == "mean",
@@ -252,6 +254,7 @@ class Preconditioner:
         if self.schedule.takes_statistics(self.steps):
             self.curvature.commit(loss_scale, refreshing)
         if refreshing:
+            self._remark_on_pace()
             self.curvature.refresh()
             if not changed:
                 self._remark_unheard()
@@ -266,6 +269,12 @@ class Preconditioner:
         self.tap.draws.keep()
         self.tap.active = self.schedule.takes_statistics(self.steps)
         return True
+
+    def _remark_on_pace(self) -> None:
+        """Warn once, as soon as a batch has been seen, of decompositions that outweigh training."""
+        if not self._paced and any(layer.rows is not None for layer in self.layers):
+            self._paced = True
+            remark_on_pace(self.layers, self.schedule.refresh_every)
 
     def _remark_unheard(self) -> None:
         """Warn once of layers whose gradient came some way that the tap does not hear."""
@@ -387,9 +396,13 @@ class Preconditioner:
         for listener in self._listeners:
             listener.watch([])
 
-    def report(self) -> Report:
-        """Every parameter: how it is handled, block sizes, memory, share of the work, and why."""
+    def report(self, machine: Machine | None = None) -> Report:
+        """Every parameter: how it is handled, block sizes, memory, share of the work, and why.
+
+        Args:
+            machine: its rates, to print predicted seconds too (:meth:`Machine.measure`).
+        """
         return report_on(
             self.model, self.curvature, self.views, self.uncovered, self.schedule.stats_every,
-            self.schedule.refresh_every,
+            self.schedule.refresh_every, machine,
         )  # fmt: skip

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import nan
 
 from torch import nn
 
 from natgrad.curvature import Blockwise, Curvature, Joint, Layer
-from natgrad.flops import Rows, model_flops
+from natgrad.flops import Cost, Rows, Stages, Work, known, layer_passes, model_flops
 from natgrad.layers import LayerView, Uncovered
+from natgrad.machine import Machine
 from natgrad.table import aligned
 
 __all__ = ["Report", "Row", "report_on"]
+
+NOTHING = Stages(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Row:
     flops: float  #: of its statistics, decompositions and solves, averaged over the schedule
     share: float  #: of all the step's flops, forward and backward passes included
     reason: str  #: why it is not preconditioned
+    work: Stages = NOTHING  #: the flops by stage, averaged over the schedule
+    costs: tuple[Cost, ...] = ()  #: of its blocks, not averaged
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class Report:
     rows: tuple[Row, ...]
     model_flops: float = nan  #: of forward and backward passes through the covered layers
     seen: bool = False  #: whether a batch has been seen; until then, flops are those of one row
+    schedule: tuple[int, int] = (1, 1)  #: steps between statistics, between decompositions
+    passes: tuple[Work, ...] = ()  #: the covered layers' own forward and backward passes
+    machine: Machine | None = None  #: for which seconds are printed
 
     @property
     def flops(self) -> float:
@@ -48,8 +56,30 @@ class Report:
         """Memory of all blocks."""
         return sum(row.bytes for row in self.rows)
 
+    def seconds(self, machine: Machine) -> Stages:
+        """Of each stage in the average step, predicted from shapes and the machine's rates."""
+        total = NOTHING
+        for row in self.rows:
+            total = total.plus(self._seconds_of(row, machine))
+        return total
+
+    def _seconds_of(self, row: Row, machine: Machine) -> Stages:
+        total = NOTHING
+        for cost in row.costs:
+            total = total.plus(known(machine.stages(cost).averaged(*self.schedule)))
+        return total
+
     def __str__(self) -> str:
-        header = ("parameter", "shape", "handled", "block", "memory", "work", "reason")
+        header = (
+            "parameter",
+            "shape",
+            "handled",
+            "block",
+            "memory",
+            "work",
+            "stats/dec/solve",
+            "reason",
+        )
         lines = [header] + [
             (
                 row.parameter,
@@ -58,6 +88,7 @@ class Report:
                 row.block,
                 _megabytes(row.bytes) if row.bytes else "",
                 f"{row.share:.1%}" if row.flops else "",
+                _split(row) if row.flops else "",
                 row.reason,
             )
             for row in self.rows
@@ -70,7 +101,18 @@ class Report:
         passes = f"{self.model_flops:.3g} of the layers' own passes"
         work = f"{self.flops:.3g} flop a step beside {passes}"
         basis = "at the last batch" if self.seen else "for a single row: no batch has been seen yet"
-        return f"{covered}, {_megabytes(self.bytes)}\n{work}, {basis}"
+        lines = [f"{covered}, {_megabytes(self.bytes)}", *self._predicted(), f"{work}, {basis}"]
+        return "\n".join(lines)
+
+    def _predicted(self) -> list[str]:
+        if self.machine is None:
+            return []
+        own = f"{_milliseconds(self.machine.model_seconds(self.passes))} for the layers' own passes"
+        stages = ", ".join(
+            f"{_milliseconds(seconds)} for {stage}"
+            for stage, seconds in self.seconds(self.machine)._asdict().items()
+        )
+        return [f"{own}, {stages} in the average step, predicted ({self.machine.name})"]
 
 
 def report_on(
@@ -80,24 +122,29 @@ def report_on(
     uncovered: Sequence[Uncovered],
     stats_every: int,
     refresh_every: int,
+    machine: Machine | None = None,
 ) -> Report:
     """The report of a model whose covered layers and left-over modules are given."""
     names = {id(p): name for name, p in model.named_parameters()}
     layers = curvature.layers if isinstance(curvature, Blockwise) else []
-    passes = sum(model_flops(*x.view.shape, x.rows or Rows()) * x.block.count for x in layers)
-    work = [x.block.flops(x.rows or Rows()).per_step(stats_every, refresh_every) for x in layers]
-    total = passes + sum(work)
+    seen_rows = [layer.rows or Rows() for layer in layers]
+    if isinstance(curvature, Joint):
+        seen_rows = [curvature.rows.get(index, Rows()) for index in range(len(views))]
+    passes = 0.0
+    own: list[Work] = []
+    for view, each in zip(views, seen_rows, strict=True):
+        count = view.groups[0] if view.groups else 1
+        passes += model_flops(*view.shape, each) * count
+        own += [work.times(count) for work in layer_passes(*view.shape, each)]
+    costs = [layer.block.cost(each) for layer, each in zip(layers, seen_rows, strict=False)]
+    work = [known(cost.flops).averaged(stats_every, refresh_every) for cost in costs]
+    total = passes + sum(map(sum, work))
     rows: dict[int, Row] = {}
-    for layer, flops in zip(layers, work, strict=True):
-        _add(rows, names, layer, flops, flops / total)
+    for layer, stages, cost in zip(layers, work, costs, strict=True):
+        _add(rows, names, layer, stages, sum(stages) / total, cost)
     seen = any(layer.rows is not None for layer in layers)
     if isinstance(curvature, Joint):
         seen = curvature.J is not None
-        known = [curvature.rows.get(index, Rows()) for index in range(len(views))]
-        passes = sum(
-            model_flops(*view.shape, each) * (view.groups[0] if view.groups else 1)
-            for view, each in zip(views, known, strict=True)
-        )
         rows |= _joint_rows(names, views, curvature, passes)
     for entry in uncovered:
         for p in entry.module.parameters(recurse=False):
@@ -107,25 +154,33 @@ def report_on(
     for name, p in model.named_parameters():  # a frozen bias beside a covered weight
         frozen = Row(name, tuple(p.shape), "frozen", "", 0, 0, 0, "requires_grad=False")
         rows.setdefault(id(p), frozen)
-    return Report(tuple(rows[id(p)] for p in model.parameters()), passes, seen)
+    found, schedule = tuple(rows[id(p)] for p in model.parameters()), (stats_every, refresh_every)
+    return Report(found, passes, seen, schedule, tuple(own), machine)
 
 
 def _add(
-    rows: dict[int, Row], names: dict[int, str], layer: Layer, flops: float, share: float
-) -> None:
+    rows: dict[int, Row], names: dict[int, str], layer: Layer, work: Stages, share: float,
+    cost: Cost,
+) -> None:  # fmt: skip
     """The parameters of a layer; its figures stand with the first."""
     block, (o, i) = layer.block, layer.view.shape
-    memory = sum(buffer.numel() * buffer.element_size() for buffer in block.buffers())
+    memory = block.state_bytes()
+    costs: tuple[Cost, ...] = (cost,)
     sizes = f"A {i}, G {o}" if block.count == 1 else f"{block.count} x (A {i}, G {o})"
     reason = "" if block.is_ready else "until its first statistics: plain gradient"
     for p in layer.view.parameters().values():
         kind, before = type(block).__name__, rows.get(id(p))
         if before is not None:  # several blocks share it, each has some of its rows
-            memory, flops, share = memory + before.bytes, flops + before.flops, share + before.share
-            sizes = "; ".join(filter(None, [before.block, sizes]))
-        shape, known = tuple(p.shape), flops if isfinite(flops) else 0
-        rows[id(p)] = Row(names[id(p)], shape, kind, sizes, memory, known, share, reason)
-        memory, sizes, flops, share = 0, "", 0, 0
+            memory, work, share = (
+                memory + before.bytes,
+                work.plus(before.work),
+                share + before.share,
+            )
+            sizes, costs = "; ".join(filter(None, [before.block, sizes])), before.costs + costs
+        rows[id(p)] = Row(
+            names[id(p)], tuple(p.shape), kind, sizes, memory, sum(work), share, reason, work, costs
+        )
+        memory, sizes, work, share, costs = 0, "", NOTHING, 0, ()
 
 
 def _joint_rows(
@@ -143,10 +198,20 @@ def _joint_rows(
     rows = {}
     for p in parameters:
         shape = tuple(p.shape)
-        rows[id(p)] = Row(names[id(p)], shape, "exact", sizes, memory, flops, share, reason)
+        work = Stages(0, flops, 0)
+        rows[id(p)] = Row(names[id(p)], shape, "exact", sizes, memory, flops, share, reason, work)
         memory, sizes, flops, share = 0, "same", 0, 0
     return rows
 
 
 def _megabytes(count: int) -> str:
     return f"{count / 2**20:.2f} MiB"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"
+
+
+def _split(row: Row) -> str:
+    """Percent of the row's work in each stage."""
+    return "/".join(f"{100 * part / row.flops:.0f}" for part in row.work)

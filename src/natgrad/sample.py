@@ -150,8 +150,8 @@ class Sample:
 
     def rotated(self, U_A: Tensor | None, U_G: Tensor | None) -> Sample:
         """Rows ``a U_A`` and ``g U_G``; None leaves them as they are."""
-        a = self.a if U_A is None or isinstance(self.a, OneHot) else _turned(self.a, U_A)
-        return Sample(a, self.g if U_G is None else _turned(self.g, U_G))
+        a = self.a if U_A is None or isinstance(self.a, OneHot) else _times(self.a, U_A)
+        return Sample(a, self.g if U_G is None else _times(self.g, U_G))
 
     # sums over the rows, not means --------------------------------------------------------------
 
@@ -273,12 +273,6 @@ def concatenated(inputs: Sequence[Inputs]) -> Inputs:
     return torch.cat([each for each in rows if isinstance(each, Tensor)], dim=-2)
 
 
-def _turned(rows: Tensor, U: Tensor) -> Tensor:
-    """``rows [(q,) .., d] U [(q,) d, d]`` as one product, or one for each group."""
-    flat = rows.flatten(U.ndim - 2, -2) @ U
-    return flat.reshape(*rows.shape[:-1], U.shape[-1])
-
-
 def gradients_are_fewer(o: int, i: int, *, positions: int, columns: int) -> bool:
     """Whether rotating ``c`` gradients ``[o, i]`` takes less than rotating the rows behind them."""
     return columns * o * i * (o + i) < positions * (i * i + columns * o * o)
@@ -286,8 +280,15 @@ def gradients_are_fewer(o: int, i: int, *, positions: int, columns: int) -> bool
 
 def _rotated(J: Tensor, U_A: Tensor | None, U_G: Tensor | None) -> Tensor:
     """``U_G^T J U_A``; None is the identity."""
-    J = J if U_A is None else _turned(J, U_A)
+    J = J if U_A is None else _times(J, U_A)
     return J if U_G is None else _fit(U_G, J).mT @ J
+
+
+def _times(rows: Tensor, U: Tensor) -> Tensor:
+    """``rows U`` for ``rows [(q,) .., t, d]`` and ``U [(q,) d, d]``."""
+    if rows.shape[-2] == 1:  # in one product: else each example's single row reads all of U
+        return (rows.flatten(U.ndim - 2, -2) @ U).reshape(rows.shape)
+    return rows @ _fit(U, rows)
 
 
 def _fit(U: Tensor, rows: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from natgrad.damping import Damping, EigenvalueDamping, LevenbergMarquardt
 from natgrad.decompose import Decomposition, Factor
-from natgrad.flops import Flops, Rows
+from natgrad.flops import UNCOUNTED, Cost, Rows, Stages
 from natgrad.moments import Moment
 from natgrad.sample import Sample
 
@@ -180,9 +180,17 @@ class Block(nn.Module, ABC):
         tiny = torch.finfo(self.dtype).tiny
         return self.trace().square() / self.squared_norm().clamp_min(tiny)
 
-    def flops(self, rows: Rows) -> Flops:
-        """Of one batch of statistics, one decomposition, one solve; NaN where nobody counted."""
-        return Flops(nan, nan, nan)
+    def cost(self, rows: Rows) -> Cost:
+        """Of one batch of statistics, one decomposition, one solve, from the shapes alone."""
+        return Cost((UNCOUNTED,), (UNCOUNTED,), (UNCOUNTED,), self.dtype.itemsize)
+
+    def flops(self, rows: Rows) -> Stages:
+        """Those of :meth:`cost`; NaN where nobody counted."""
+        return self.cost(rows).flops
+
+    def state_bytes(self) -> int:
+        """Memory of moments and decompositions between steps."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def moments(self) -> Iterator[Moment]:
         """All running means of the block."""

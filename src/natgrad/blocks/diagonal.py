@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from natgrad.blocks.base import Block
+from natgrad.blocks.counts import gathered, squares
 from natgrad.damping import Constant, EigenvalueDamping
 from natgrad.decompose import Decomposition, Factor
-from natgrad.flops import Flops, Rows
+from natgrad.flops import Cost, Rows, passes
 from natgrad.sample import Sample
 
 __all__ = ["Diagonal"]
@@ -61,12 +62,15 @@ class Diagonal(Block):
         damped = self.squares.mean() + self.ridge()
         return damped.amin(), damped.amax()
 
-    def flops(self, rows: Rows) -> Flops:
-        """``2 n c o i``, ``t`` times that and a square with shared weights; ``2 o i`` to solve."""
-        o, i = self.shape
-        n, t, c, _ = rows
-        shared = 2 * n * t * c * o * i + 2 * n * c * o * i
-        return Flops(2 * n * c * o * i if t == 1 else shared, 0, 2 * o * i).times(self.count)
+    def cost(self, rows: Rows) -> Cost:
+        """``2 n o i`` flop, ``2 n c t o i`` with shared weights; all the rest is elementwise."""
+        diagonal, o_i = self.diagonal_input, self.shape[0] * self.shape[1]
+        return Cost(
+            (*gathered(self.shape, rows, diagonal), *squares(self.shape, rows, diagonal)),
+            (),
+            (passes(o_i, 14, 8, fresh=5),),
+            self.dtype.itemsize,
+        ).times(self.count)
 
     def product(self, M: Tensor) -> Tensor:
         """``E[J^2] M``, entry by entry."""

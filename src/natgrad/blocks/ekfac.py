@@ -10,12 +10,13 @@ from torch import Tensor
 
 from natgrad import linalg
 from natgrad.blocks.base import Block
+from natgrad.blocks.counts import per_example, rotated_gradients, rotation, squares
 from natgrad.blocks.kfac import KFAC
 from natgrad.blocks.tkfac import TKFAC
 from natgrad.blocks.two_factor import TwoFactor
 from natgrad.damping import Constant, EigenvalueDamping
 from natgrad.decompose import Decomposition, Factor
-from natgrad.flops import Flops, Rows, rows_pay
+from natgrad.flops import Cost, Rows, Work, committed, passes, product, rows_pay
 from natgrad.moments import Moment
 from natgrad.sample import Sample, gradients_are_fewer
 
@@ -147,19 +148,35 @@ class EigenCorrected(Block):
         damped = s + self._ridge(s)
         return damped.amin(), damped.amax()
 
-    def flops(self, rows: Rows) -> Flops:
-        """The two-factor block's, the rotation of rows or gradients, the scale, the solve."""
+    def cost(self, rows: Rows) -> Cost:
+        """The two-factor block's, the rotation of rows and the scale, and its way between bases."""
+        own = Cost(self._scaling(rows), self._carrying(), self._reading_scales())
+        return self.basis.cost(rows).plus(own.times(self.count))
+
+    def _scaling(self, rows: Rows) -> tuple[Work, ...]:
+        """:meth:`rescale`."""
+        shape, (n, t, c) = self.shape, rows[:3]
+        o, i = shape
+        if self.estimator == "ra":
+            means = product(o, n * t, i).times(c), passes(c * o * i, 4, 3, fresh=2)
+            return *means, *rotated_gradients(shape, rows._replace(examples=1)), committed(o * i)
+        if not self.diagonal_input and gradients_are_fewer(o, i, positions=t, columns=c):
+            each = *per_example(shape, rows), *rotated_gradients(shape, rows)
+            return *each, passes(c * n * o * i, 3, 2), committed(o * i)
+        turned = (*rotation(c * n * t, o), *(() if self.diagonal_input else rotation(n * t, i)))
+        return *turned, *squares(shape, rows, self.diagonal_input)
+
+    def _carrying(self) -> tuple[Work, ...]:
+        """The running scale's way to a new basis, in :meth:`load`."""
         o, i = self.shape
-        n, t, c, _ = rows
-        basis = self.basis.flops(rows)
-        rotated = 2 * n * t * (i**2 + c * o**2)
-        if gradients_are_fewer(o, i, positions=t, columns=c):
-            rotated = 2 * n * c * o * i * (o + i)
-        scale = 2 * n * c * o * i * (1 if t == 1 else t + 1)
-        return basis._replace(
-            statistics=basis.statistics + self.count * (rotated + scale),
-            solve=4 * o * i * (o + i) * self.count,
-        )
+        sides = (o,) if self.diagonal_input else (o, i)
+        moved = [passes(d * d, 4, 2, fresh=2) for d in sides]
+        products = (*(product(d, d, d) for d in sides), *(product(o, d, i) for d in sides))
+        return *products, *moved, passes(o * i, 2)
+
+    def _reading_scales(self) -> tuple[Work, ...]:
+        """:meth:`scales`, on top of what a two-factor block does in its eigenbases."""
+        return (passes(self.shape[0] * self.shape[1], 6, 3, fresh=3),)
 
     def product(self, M: Tensor) -> Tensor:
         """``U_G [(U_G^T M U_A) s] U_A^T``."""

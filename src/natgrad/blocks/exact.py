@@ -9,9 +9,10 @@ from torch import Tensor
 
 from natgrad import linalg
 from natgrad.blocks.base import Block
+from natgrad.blocks.counts import gathered, per_example
 from natgrad.damping import Constant, EigenvalueDamping
 from natgrad.decompose import Decomposition, Factor
-from natgrad.flops import EIGH, Flops, Rows
+from natgrad.flops import Cost, Rows, committed, eigh, passes, product
 from natgrad.linalg import Eigen
 from natgrad.sample import Sample
 
@@ -78,12 +79,17 @@ class Exact(Block):
         damped = self.get_buffer("F_values") + self.ridge()
         return damped.amin(), damped.amax()
 
-    def flops(self, rows: Rows) -> Flops:
+    def cost(self, rows: Rows) -> Cost:
         """``2 n c (t o i + (o i)^2)``, an eigendecomposition, ``4 (o i)^2`` to solve."""
-        n, t, c, _ = rows
+        n, c = rows.examples, rows.columns
         dim = self.shape[0] * self.shape[1]
-        observed = 2 * n * c * (t * dim + dim**2)
-        return Flops(observed, EIGH * dim**3, 4 * dim**2).times(self.count)
+        gradients = (*gathered(self.shape, rows, False), *per_example(self.shape, rows))
+        return Cost(
+            (*gradients, product(dim, c * n, dim), committed(dim * dim)),
+            (eigh(dim), passes(dim * dim, 9, 10, fresh=3)),
+            (product(1, dim, dim), product(1, dim, dim), passes(dim, 14, 8, fresh=5)),
+            self.dtype.itemsize,
+        ).times(self.count)
 
     def product(self, M: Tensor) -> Tensor:
         """``F_l vec(M)``."""

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from natgrad.blocks.counts import weighted
 from natgrad.blocks.two_factor import TwoFactor
 from natgrad.damping import Factored
+from natgrad.flops import Rows, Work
 from natgrad.sample import Sample
 
 __all__ = ["TKFAC"]
@@ -46,6 +48,13 @@ class TKFAC(TwoFactor):
         self.A.add(sample.input_moment(g2), sample.examples)
         self.G.add(sample.output_moment(a2), sample.examples)
         self.delta.add((a2 * g2).sum((-2, -1)), sample.examples)
+
+    def _observing(self, rows: Rows) -> tuple[Work, ...]:
+        """Every row also gets a weight."""
+        o, i = self.shape
+        n, t, c = self._kept(rows)[:3]
+        inputs = () if self.diagonal_input else weighted(n * t, i)
+        return *super()._observing(rows), *inputs, *weighted(c * n * t, o)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """``sqrt(delta) Phi`` and ``sqrt(delta) Psi``."""

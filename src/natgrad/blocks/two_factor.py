@@ -10,9 +10,10 @@ from torch import Tensor
 
 from natgrad import linalg
 from natgrad.blocks.base import Block
+from natgrad.blocks.counts import gathered, quotient, second_moment, shifted
 from natgrad.damping import EigenvalueDamping, FactoredDamping
 from natgrad.decompose import Decomposition, Factor
-from natgrad.flops import EIGH, INVERSE, Flops, Rows, input_products, rows_pay
+from natgrad.flops import Cost, Rows, Work, eigh, inverse, passes, product, rows_pay
 from natgrad.linalg import Eigen
 from natgrad.sample import Sample
 
@@ -107,22 +108,50 @@ class TwoFactor(Block):
         top = A_inverse.amax(-1) if self.diagonal_input else linalg.largest_eigenvalue(A_inverse)
         return 1 / (top * linalg.largest_eigenvalue(G_inverse)).amax(), largest.amax()
 
-    def flops(self, rows: Rows) -> Flops:
-        """``2 n t (i^2 + c o^2)``; inverses or eigendecompositions; two products, or four.
-
-        An ``A`` that is a plain sum over rows may come cheaper.
-        """
-        o, i = self.shape
-        n, t, c, _ = rows
-        plain = self.A_of_inputs and self.shared == "expand"
-        A = input_products(i, rows) if plain else n * t * i**2
-        per_cube, products = (INVERSE, 2) if self._factored else (EIGH, 4)
-        dense = 0 if self.diagonal_input else 1  # a diagonal factor costs next to nothing
-        return Flops(
-            2 * (dense * A + n * t * c * o**2),
-            per_cube * (dense * i**3 + o**3),
-            products * o * i * (o + dense * i),
+    def cost(self, rows: Rows) -> Cost:
+        """``2 n t (i^2 + c o^2)``; inverses or eigendecompositions; two products, or four."""
+        without_inputs = self.diagonal_input or self._plain(rows)
+        return Cost(
+            (*gathered(self.shape, rows, without_inputs), *self._observing(rows)),
+            self._decomposing(),
+            self._solving(),
+            self.dtype.itemsize,
         ).times(self.count)
+
+    def _observing(self, rows: Rows) -> tuple[Work, ...]:
+        """Two second moments, as :meth:`observe` takes them."""
+        o, i = self.shape
+        n, t, c = self._kept(rows)[:3]
+        A = second_moment(n * t, i, self.diagonal_input)
+        if rows.moment is not None and self._plain(rows):
+            A = shifted(rows.moment, i)
+        return *A, *second_moment(c * n * t, o)
+
+    def _plain(self, rows: Rows) -> bool:
+        """Whether ``A`` is taken of images, not of rows."""
+        return rows.moment is not None and self.A_of_inputs and self.shared == "expand"
+
+    def _kept(self, rows: Rows) -> Rows:
+        """Positions that are left where they are reduced."""
+        reduced = self.shared == "reduce" and not self.diagonal_input
+        return rows._replace(positions=1) if reduced else rows
+
+    def _decomposing(self) -> tuple[Work, ...]:
+        """And the means, ridges, finite checks and copies around them."""
+        o, i = self.shape
+        decomposed = inverse if self._factored else eigh
+        widths = (o,) if self.diagonal_input else (i, o)
+        around = [passes(d * d, 9, 10, fresh=3) for d in widths]
+        return *(decomposed(d) for d in widths), *around
+
+    def _solving(self) -> tuple[Work, ...]:
+        """The products of :meth:`solve`, the gradient put together and written back."""
+        o, i = self.shape
+        sides = (o,) if self.diagonal_input else (o, i)
+        products = [product(o, side, i) for side in sides]
+        if self._factored:
+            return *products, passes(o * i, 4, 6, fresh=1)
+        return *products, *products, *quotient(o * i), passes(o * i, 4, 6, fresh=1)
 
     def rows_pay(self, count: int) -> bool:
         """Where rows are few enough, with factored damping."""

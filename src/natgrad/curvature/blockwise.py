@@ -89,9 +89,8 @@ class Blockwise:
         layer = self.layers[index]
         if self.scaled_by_batch:
             sample = sample.scaled(layer.loss.add(sample.examples))
-        layer.rows = Rows(
-            sample.examples, sample.positions, sample.g.shape[-4], sample.input_products()
-        )
+        columns, kernel, cheaper = sample.g.shape[-4], layer.view.kernel, sample.input_products()
+        layer.rows = Rows(sample.examples, sample.positions, columns, kernel, cheaper)
         layer.block.observe(sample)
         if not layer.block.needs_rescale:
             return

@@ -69,6 +69,7 @@ class LayerView(ABC):
     exact: bool = False  #: the block is small and taken exactly, whatever structure is asked for
     diagonal_input: bool = False  #: input rows are unit vectors, so the input factor is diagonal
     kind: Kind = "other"
+    kernel: int = 1  #: entries of a patch in each channel, where input rows are patches
     inner: tuple[str, ...] = ()  #: submodules whose parameters belong to the views of the module
 
     def __init__(self, name: str, module: nn.Module) -> None:

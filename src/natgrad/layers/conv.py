@@ -29,6 +29,11 @@ class PatchView(AffineView):
         return conv.out_channels // conv.groups, fan_in + self.has_bias
 
     @property
+    def kernel(self) -> int:  # type: ignore[override]
+        """Entries of a patch in each channel."""
+        return prod(self.module.kernel_size)
+
+    @property
     def groups(self) -> tuple[int, ...]:
         """``(q,)`` if there is more than one group."""
         return (self.module.groups,) if self.module.groups > 1 else ()

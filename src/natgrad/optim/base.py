@@ -20,6 +20,7 @@ from natgrad.checkpoints import check_momentum
 from natgrad.curvature import Joint
 from natgrad.damping import Damping
 from natgrad.loss_scale import scale_of, unscale_
+from natgrad.machine import Machine
 from natgrad.modes import RandomState, unchanged
 from natgrad.preconditioner import Preconditioner
 from natgrad.report import Report
@@ -275,9 +276,13 @@ class NaturalGradient(torch.optim.Optimizer):
             raise RuntimeError("natgrad keeps no average of the iterates: say average=0.99")
         return self.average.in_place()
 
-    def report(self) -> Report:
-        """Every parameter: how it is handled, block sizes, memory, share of the work, and why."""
-        return self.preconditioner.report()
+    def report(self, machine: Machine | None = None) -> Report:
+        """Every parameter: how it is handled, block sizes, memory, share of the work, and why.
+
+        Args:
+            machine: its rates, to print predicted seconds too (:meth:`Machine.measure`).
+        """
+        return self.preconditioner.report(machine)
 
     def stats(self) -> dict[str, float]:
         """Live figures by name, cheap enough for every step (:meth:`Preconditioner.stats`).

@@ -1,0 +1,146 @@
+"""What is counted against what torch's own counter sees, stage by stage."""
+
+from __future__ import annotations
+
+from math import isnan
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from natgrad import blocks
+from natgrad.damping import Constant
+from natgrad.decompose import decompose
+from natgrad.flops import Cost, Rows, Stages, Work, layer_passes, model_flops, product
+from natgrad.sample import OneHot, Sample
+
+N, O, I = 5, 3, 4
+KINDS = [
+    "KFAC", "TKFAC", "EKFAC", "TEKFAC", "EKFACRa", "TEKFACRa", "Diagonal", "Exact",
+]  # fmt: skip
+
+
+def sample_of(rows: Rows, q: tuple[int, ...] = (), one_hot: bool = False) -> Sample:
+    generator = torch.Generator().manual_seed(0)
+    n, t, c = rows[:3]
+    g = torch.randn(*q, c, n, t, O, generator=generator)
+    if one_hot:
+        return Sample(OneHot(torch.randint(0, I, (n, t), generator=generator), I), g)
+    return Sample(torch.randn(*q, n, t, I, generator=generator), g)
+
+
+def block_of(kind: str, **kwargs) -> blocks.Block:
+    return getattr(blocks, kind)((O, I), **{"damping": 0.1, **kwargs})
+
+
+def decomposed(block: blocks.Block) -> None:
+    factors = block.factors()
+    found = decompose(list(factors.values()))
+    block.load({name: each for name, each in zip(factors, found, strict=True) if each is not None})
+
+
+def learned(block: blocks.Block, sample: Sample) -> None:
+    block.observe(sample)
+    block.rescale(sample)
+    for moment in block.moments():
+        moment.commit()
+
+
+def counted(run) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def products(stage: tuple[Work, ...]) -> float:
+    return sum(work.flops for work in stage if work.kind == "product")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shared", ["expand", "reduce"])
+@pytest.mark.parametrize("rows", [Rows(N), Rows(N, 7), Rows(N, 1, 2), Rows(N, 7, 2)])
+@pytest.mark.parametrize("q", [(), (2,)])
+def test_products_of_every_stage_are_those_that_torch_counts(kind, shared, rows, q):
+    block, sample = block_of(kind, groups=q, shared=shared), sample_of(rows, q)
+    learned(block, sample)
+    decomposed(block)  # the next one carries the scale over
+    cost = block.cost(rows)
+    assert counted(lambda: learned(block, sample)) == products(cost.statistics)
+    assert counted(lambda: decomposed(block)) == products(cost.decomposition)
+    M = torch.randn(*q, O, I)
+    assert counted(lambda: block.solve(M)) == products(cost.solve)
+
+
+@pytest.mark.parametrize("kind", ["KFAC", "TKFAC"])
+def test_products_in_eigenbases(kind):
+    block, sample = block_of(kind, damping=Constant(0.1)), sample_of(Rows(N))
+    learned(block, sample)
+    decomposed(block)
+    cost = block.cost(Rows(N))
+    assert counted(lambda: block.solve(torch.randn(O, I))) == products(cost.solve)
+    assert [work.kind for work in cost.decomposition[:2]] == ["eigh", "eigh"]
+
+
+@pytest.mark.parametrize("kind", ["KFAC", "TKFAC", "EKFAC", "TEKFAC", "Diagonal"])
+def test_embeddings_leave_out_the_diagonal_factor(kind):
+    rows = Rows(N, 7)
+    block, sample = block_of(kind, diagonal_input=True), sample_of(rows, one_hot=True)
+    learned(block, sample)
+    decomposed(block)
+    cost = block.cost(rows)
+    assert counted(lambda: learned(block, sample)) == products(cost.statistics)
+    assert counted(lambda: decomposed(block)) == products(cost.decomposition)
+    assert counted(lambda: block.solve(torch.randn(O, I))) == products(cost.solve)
+
+
+def test_decompositions_are_counted_by_the_cube():
+    assert block_of("KFAC").flops(Rows(N)).decomposition == O**3 + I**3
+    exact = block_of("Exact", groups=(6,))
+    assert exact.flops(Rows(N)).decomposition == 6 * 9 * (O * I) ** 3
+    assert exact.cost(Rows(N)).decomposition[0].calls == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_cover_at_least_rows_and_moments_once(kind, dtype):
+    rows = Rows(N, 7)
+    block = block_of(kind, dtype=dtype)
+    read = N * 7 * (O + I)
+    kept = sum(moment.value.numel() for moment in block.moments() if moment.value.ndim)
+    found = block.cost(rows).bytes.statistics
+    assert found >= dtype.itemsize * (read + kept)
+    assert found == dtype.itemsize / 4 * block_of(kind).cost(rows).bytes.statistics
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_needs_to_be_allocated_to_be_counted(kind):
+    block = block_of(kind, device=torch.device("meta"))
+    assert block.cost(Rows(N, 7)) == block_of(kind).cost(Rows(N, 7))
+    assert block.state_bytes() == block_of(kind).state_bytes() > 0
+
+
+def test_a_block_that_nobody_counted_has_no_figures():
+    class Own(blocks.Diagonal):
+        cost = blocks.Block.cost
+
+    found = Own((O, I), damping=0.1)
+    assert all(isnan(part) for part in found.flops(Rows(N)))
+
+
+def test_stages_average_over_a_schedule_and_add_up():
+    stages = Stages(20.0, 300.0, 4.0)
+    assert stages.averaged(10, 100) == (2, 3, 4)
+    assert stages.per_step(10, 100) == 9
+    assert stages.plus(Stages(1, 1, 1)) == (21, 301, 5)
+
+
+def test_costs_side_by_side_stack_products_and_repeat_decompositions():
+    (work,) = Cost((product(2, 3, 4),), (), ()).times(5).statistics
+    assert work == product(2, 3, 4, stack=5)
+    assert work.calls == 1
+    assert (work.flops, work.words, work.fresh) == (5 * 48, 5 * 26, 5 * 8)
+
+
+def test_the_layers_own_passes_are_three_products():
+    rows = Rows(N, 7)
+    assert sum(work.flops for work in layer_passes(O, I, rows)) == model_flops(O, I, rows)
