@@ -68,11 +68,18 @@ def divergence(solved: Sequence[Solved], lr: Rate) -> Tensor | None:
     known = [(s.view, s.M, s.U) for s in solved if s.M is not None]
     if not known or len(known) < len(solved):
         return None
-    terms = [
-        _rate(lr, view) ** 2 * torch.dot(U.reshape(-1), M.reshape(-1).to(U.dtype))
-        for view, M, U in known
-    ]
-    return torch.stack([term.to(terms[0]) for term in terms]).sum()
+    dots = [torch.dot(U.reshape(-1), M.reshape(-1).to(U.dtype)) for _, M, U in known]
+    return _summed(dots, [_rate(lr, view) ** 2 for view, _, _ in known])
+
+
+def _summed(terms: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+    """``sum_l factor_l term_l``, in few calls where the factors are all the same."""
+    if len(set(factors)) > 1:
+        terms = [factor * term for factor, term in zip(factors, terms, strict=True)]
+        factors = [1.0]
+    if len({(term.device, term.dtype) for term in terms}) > 1:
+        terms = [term.to(terms[0]) for term in terms]
+    return torch.stack(list(terms)).sum() * factors[0]
 
 
 def kl_scale(twice_kl: Tensor, kl_clip: float) -> Tensor:
@@ -83,8 +90,8 @@ def kl_scale(twice_kl: Tensor, kl_clip: float) -> Tensor:
 
 def length_scale(solved: Sequence[Solved], lr: Rate, max_norm: float) -> Tensor:
     """``min(1, max_norm / |lr U|_2)`` over all layers together."""
-    terms = [_rate(lr, s.view) ** 2 * s.U.square().sum() for s in solved]
-    length = torch.stack([term.to(terms[0]) for term in terms]).sum().sqrt()
+    rates = [_rate(lr, s.view) ** 2 for s in solved]
+    length = _summed([s.U.square().sum() for s in solved], rates).sqrt()
     return (max_norm / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
 
 

@@ -70,5 +70,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
         return distributed.everywhere(True)
     # a norm is not finite if any entry is not; half precision would overflow in the sum
     norms = torch._foreach_norm([x.to(statistics_dtype(x.dtype)) for x in given])
-    finite = bool(torch.isfinite(torch.stack([norm.to("cpu") for norm in norms])).all())
+    if len({norm.device for norm in norms}) > 1:
+        norms = tuple(norm.to("cpu") for norm in norms)
+    finite = bool(torch.isfinite(torch.stack(list(norms))).all())
     return distributed.everywhere(finite)

@@ -30,11 +30,13 @@ class Hook:
 
     def __init__(self, call: Callable[..., Any]) -> None:
         # here and not at import: torch then imports its compiler, which takes seconds
-        self.call = _outside_of_graphs(call)
+        self.call, self._outside = call, _outside_of_graphs(call)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the hook does."""
-        return self.call(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self._outside(*args, **kwargs)
+        return self.call(*args, **kwargs)  # straight: the detour takes longer than most hooks
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return nothing
