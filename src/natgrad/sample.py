@@ -111,6 +111,14 @@ class Sample:
         """The same, for later: images are copied, rows made of them forgotten."""
         return Sample(self.inputs.kept(), self.g) if isinstance(self.inputs, Patches) else self
 
+    def first(self, examples: int) -> Sample:
+        """The first so many examples, at least one."""
+        some = slice(0, max(1, examples))
+        a, g = self.inputs, self.g[..., some, :, :]
+        if isinstance(a, OneHot):
+            return Sample(OneHot(a.indices[some], a.size), g)
+        return Sample(a.part(some) if isinstance(a, Patches) else a[..., some, :, :], g)
+
     def scaled(self, factor: float) -> Sample:
         """``g`` times a number."""
         return self if factor == 1 else Sample(self.inputs, self.g * factor)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from math import ceil
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -48,6 +49,7 @@ class Tap:
         likelihood: None listens to the user's own backward pass (empirical Fisher).
         fisher: ``"sampled"`` or ``"exact"``, with a likelihood.
         samples: draws per example of the sampled Fisher.
+        fraction: of the examples that samples are made of, the first ones of each batch.
         logits: which entry of the model's output is the logits (:func:`natgrad.logits.logits_of`).
         reduction: how the user's loss is reduced over examples, for the empirical Fisher.
         seed: seed of the tap's own generator.
@@ -64,6 +66,7 @@ class Tap:
         likelihood: Likelihood | None,
         fisher: Literal["sampled", "exact"] = "sampled",
         samples: int = 1,
+        fraction: float = 1.0,
         logits: LogitsKey = None,
         reduction: Literal["mean", "sum"] = "mean",
         seed: int = 0,
@@ -71,6 +74,7 @@ class Tap:
     ) -> None:
         self.model, self.deliver, self.before = model, deliver, before
         self.likelihood, self.fisher, self.samples = likelihood, fisher, samples
+        self.fraction = fraction
         self.logits, self.reduction, self.draws = logits, reduction, Draws(seed)
         self.active = True
         self.running = False  # whether the backward pass now under way is our own

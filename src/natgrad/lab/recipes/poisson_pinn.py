@@ -28,17 +28,17 @@ RECIPE = Recipe(
     unscheduled=("lbfgs", "exactngd"),
     threads=1,
     grids={  # 5 points each
-        "adam": [{"lr": lr} for lr in (0.01, 0.03, 0.1, 0.2, 0.3)],
+        "adam": [{"lr": lr} for lr in (3e-3, 0.01, 0.03, 0.1, 0.2)],
         "lbfgs": [{"history": history} for history in (3, 10, 30, 100, 300)],
         "exactngd": [
             {"lr": 1.0, "damping": damping, "halvings": 30, "geodesic": 1}
-            for damping in (1e-14, 1e-12, 1e-10, 1e-8, 1e-6)
+            for damping in (1e-12, 1e-11, 1e-10, 1e-8, 1e-6)
         ],
     },
     settings={
         "adam": {"lr": 0.01},
         "lbfgs": {"history": 100},
-        "exactngd": {"lr": 1.0, "damping": 1e-14, "halvings": 30, "geodesic": 1},
+        "exactngd": {"lr": 1.0, "damping": 1e-12, "halvings": 30, "geodesic": 1},
     },
     optimizers=("adam", "lbfgs", "exactngd"),
     differs=(
