@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["EIGH", "INVERSE", "Flops", "Rows", "model_flops"]
+__all__ = ["EIGH", "INVERSE", "WARM", "Flops", "Rows", "model_flops"]
 
 EIGH = 9  #: of a symmetric eigendecomposition with vectors, per d^3
+WARM = 20 / 3  #: of two products and a QR factorisation with ``Q`` formed, per d^3
 INVERSE = 1  #: of a Cholesky factorisation and inverse, per d^3
 
 

@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from natgrad.split import BlockDiagonal, Matrix, Split, gram
+
 __all__ = ["InputRows", "OneHot", "OutputRows", "Sample", "concatenated", "statistics_dtype"]
 
 CHUNK_BYTES = 2**27  #: memory for per-example gradients, 128 MiB
@@ -113,18 +115,19 @@ class Sample:
             return self
         return Sample(self.a.mean(-2, keepdim=True), self.g.sum(-2, keepdim=True))
 
-    def rotated(self, U_A: Tensor | None, U_G: Tensor | None) -> Sample:
+    def rotated(self, U_A: Matrix | None, U_G: Matrix | None) -> Sample:
         """Rows ``a U_A`` and ``g U_G``; None leaves them as they are."""
         a = self.a if U_A is None or isinstance(self.a, OneHot) else self.a @ _fit(U_A, self.a)
         return Sample(a, self.g if U_G is None else self.g @ _fit(U_G, self.g))
 
     # sums over the rows, not means --------------------------------------------------------------
 
-    def input_moment(self, weights: Tensor | None = None) -> Tensor:
+    def input_moment(self, weights: Tensor | None = None, split: Split | None = None) -> Tensor:
         """``sum_{n,t} w a a^T [(q,) i, i]``; its diagonal ``[i]`` where rows are unit vectors.
 
         Args:
             weights: ``w [(q,) n, t]``, ones by default.
+            split: the blocks on the diagonal that are wanted alone, one after the other.
         """
         a = self.a
         if isinstance(a, OneHot):
@@ -132,15 +135,13 @@ class Sample:
             counted = torch.where(a.indices >= 0, w, torch.zeros_like(w))
             total = w.new_zeros(a.size)
             return total.index_add_(0, a.indices.flatten().clamp_min(0), counted.flatten())
-        rows = a.flatten(-3, -2)
-        return _weighted(rows, None if weights is None else weights.flatten(-2)).mT @ rows
+        return gram(a.flatten(-3, -2), None if weights is None else weights.flatten(-2), split)
 
-    def output_moment(self, weights: Tensor | None = None) -> Tensor:
-        """``sum_{c,n,t} w g g^T [(q,) o, o]``, with ``w [(q,) n, t]``."""
+    def output_moment(self, weights: Tensor | None = None, split: Split | None = None) -> Tensor:
+        """``sum_{c,n,t} w g g^T [(q,) o, o]``, with ``w [(q,) n, t]``; see :meth:`input_moment`."""
         if weights is not None:
             weights = weights.unsqueeze(-3).expand(self.g.shape[:-1]).flatten(-3)
-        rows = self.g.flatten(-4, -2)
-        return _weighted(rows, weights).mT @ rows
+        return gram(self.g.flatten(-4, -2), weights, split)
 
     def input_norms(self) -> Tensor:
         """``|a|^2 [(q,) n, t]``."""
@@ -213,11 +214,9 @@ def concatenated(rows: Sequence[InputRows]) -> InputRows:
     return torch.cat([each for each in rows if isinstance(each, Tensor)], dim=-2)
 
 
-def _fit(U: Tensor, rows: Tensor) -> Tensor:
+def _fit(U: Matrix, rows: Tensor) -> Matrix:
     """``U [(q,) d, d]`` with dimensions of size one where the rows have theirs."""
     missing = rows.ndim - U.ndim
+    if isinstance(U, BlockDiagonal):
+        return U.unsqueezed(missing)
     return U.reshape(*U.shape[:-2], *[1] * missing, *U.shape[-2:])
-
-
-def _weighted(rows: Tensor, weights: Tensor | None) -> Tensor:
-    return rows if weights is None else rows * weights.unsqueeze(-1)

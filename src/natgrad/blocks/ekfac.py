@@ -18,6 +18,7 @@ from natgrad.decompose import Decomposition, Factor
 from natgrad.flops import Flops, Rows
 from natgrad.moments import Moment
 from natgrad.sample import Sample
+from natgrad.split import Matrix, dense
 
 __all__ = ["EKFAC", "TEKFAC", "EKFACRa", "EigenCorrected", "TEKFACRa"]
 
@@ -58,6 +59,11 @@ class EigenCorrected(Block):
         self.basis = type(self).of(shape, **{**kwargs, "damping": Constant(0.0)})
         self.scale = self._moment(*shape)
 
+    @property
+    def sizes(self) -> str:
+        """Of the two-factor block."""
+        return self.basis.sizes
+
     def observe(self, sample: Sample) -> None:
         """The moments of the two-factor block."""
         self.basis.observe(sample)
@@ -90,7 +96,7 @@ class EigenCorrected(Block):
         self.basis.load(decompositions)
         if self.is_ready:
             R_A, R_G = (
-                None if before is None or after.vectors is None else before.mT @ after.vectors
+                None if before is None or after.vectors is None else _between(before, after.vectors)
                 for before, after in zip(old, self.basis.eigen(), strict=True)
             )
             self.scale.value.copy_(_carried(self.scale.value, R_A, R_G))
@@ -137,11 +143,12 @@ class EigenCorrected(Block):
         o, i = self.shape
         n, t, c = rows
         basis = self.basis.flops(rows)
-        rotated = 2 * n * t * (i**2 + c * o**2)
+        a, g = self.basis.input.entries, self.basis.output.entries
+        rotated = 2 * n * t * (a + c * g)
         scale = 2 * n * c * o * i * (1 if t == 1 else t + 1)
         return basis._replace(
             statistics=basis.statistics + self.count * (rotated + scale),
-            solve=4 * o * i * (o + i) * self.count,
+            solve=4 * (i * g + o * a) * self.count,
         )
 
     def product(self, M: Tensor) -> Tensor:
@@ -154,9 +161,8 @@ class EigenCorrected(Block):
         A, G = self.basis.eigen()
         s = self.scales()
         assert G.vectors is not None
-        Q = linalg.kron(
-            G.vectors, torch.ones_like(A.values).diag_embed() if A.vectors is None else A.vectors
-        )
+        U_A = torch.ones_like(A.values).diag_embed() if A.vectors is None else dense(A.vectors)
+        Q = linalg.kron(dense(G.vectors), U_A)
         return (Q * s.flatten(-2).unsqueeze(-2)) @ Q.mT
 
     def eigenvalues(self) -> Tensor:
@@ -193,7 +199,12 @@ class TEKFACRa(TEKFAC):
     estimator = "ra"
 
 
-def _carried(s: Tensor, R_A: Tensor | None, R_G: Tensor | None) -> Tensor:
+def _between(old: Matrix, new: Matrix) -> Matrix:
+    """``U_old^T U_new``."""
+    return old.mT @ new
+
+
+def _carried(s: Tensor, R_A: Matrix | None, R_G: Matrix | None) -> Tensor:
     """``(R_G o R_G)^T s (R_A o R_A)``; None is the identity."""
     s = s if R_G is None else R_G.square().mT @ s
     return s if R_A is None else s @ R_A.square()

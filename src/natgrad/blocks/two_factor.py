@@ -10,11 +10,13 @@ from torch import Tensor
 
 from natgrad import linalg
 from natgrad.blocks.base import Block
+from natgrad.blocks.sides import side
 from natgrad.damping import EigenvalueDamping, FactoredDamping
 from natgrad.decompose import Decomposition, Factor
-from natgrad.flops import EIGH, INVERSE, Flops, Rows
+from natgrad.flops import EIGH, INVERSE, WARM, Flops, Rows
 from natgrad.linalg import Eigen
 from natgrad.sample import Sample
+from natgrad.split import flat
 
 __all__ = ["TwoFactor"]
 
@@ -24,7 +26,9 @@ class TwoFactor(Block):
 
     With factored damping the factors are inverted (Cholesky) at the decomposition, damping
     included; with damping of the eigenvalues they are eigendecomposed, and the damping enters at
-    every solve. Where input rows are unit vectors ``A`` is diagonal and kept as a vector.
+    every solve. Where input rows are unit vectors ``A`` is diagonal and kept as a vector. A factor
+    wider than ``widest`` is replaced by the blocks on its diagonal, an approximation: what lies
+    between them is never formed, and everything here speaks of the matrix without it.
     """
 
     A_of_inputs: ClassVar[bool] = False  #: whether ``A`` knows nothing of the gradients
@@ -33,55 +37,69 @@ class TwoFactor(Block):
         super().__init__(shape, **kwargs)
         self._factored = isinstance(self.damping, FactoredDamping)
         o, i = shape
-        A_shape = (i,) if self.diagonal_input else (i, i)
-        self.A = self._moment(*A_shape, of_inputs=self.A_of_inputs)
-        self.G = self._moment(o, o)
+        self.input, self.output = (
+            side(i, self.diagonal_input, self.widest),
+            side(o, False, self.widest),
+        )
+        self.A = self._moment(*self.input.shape, of_inputs=self.A_of_inputs)
+        self.G = self._moment(*self.output.shape)
         if self._factored:
-            self._zeros("A_inverse", *A_shape)
-            self._zeros("G_inverse", o, o)
+            self._zeros("A_inverse", *self.input.shape)
+            self._zeros("G_inverse", *self.output.shape)
             return
         self._zeros("A_values", i)
         self._zeros("G_values", o)
-        self._zeros("G_vectors", o, o)
+        self._zeros("G_vectors", *self.output.shape)
         if not self.diagonal_input:
-            self._zeros("A_vectors", i, i)
+            self._zeros("A_vectors", *self.input.shape)
+
+    @property
+    def sizes(self) -> str:
+        """Of both factors, and in how many blocks where split."""
+        return f"A {self.input}, G {self.output}"
 
     @abstractmethod
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """``(A, G)`` with ``F_l ~ G (x) A``; ``A`` a vector where the input is diagonal."""
+        """``(A, G)`` with ``F_l ~ G (x) A``, as they are kept (:mod:`natgrad.blocks.sides`)."""
 
     def factors(self) -> Mapping[str, Factor]:
         """``A`` and ``G``, with their ridges if the damping is factored."""
-        A, G = self.matrices()
+        kept = self.matrices()
+        A, G = self.input.matrix(kept[0]), self.output.matrix(kept[1])
         diagonal = self.diagonal_input
-        if not self._factored:
+        if self._factored:
+            ridge_A, ridge_G = self._ridges(*kept)
+            return {"A": Factor(A, ridge_A, diagonal), "G": Factor(G, ridge_G)}
+        if self.eigen_kind == "fresh" or not self.is_ready:
             return {"A": Factor(A, diagonal=diagonal), "G": Factor(G)}
-        ridge_A, ridge_G = self._ridges(A, G)
-        return {"A": Factor(A, ridge_A, diagonal), "G": Factor(G, ridge_G)}
+        last_A, last_G = (eigen.vectors for eigen in self.eigen())
+        return {"A": Factor(A, diagonal=diagonal, last=last_A), "G": Factor(G, last=last_G)}
 
     def _ridges(self, A: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
         o, i = self.shape
         damping = cast(FactoredDamping, self.damping)
-        return damping.ridges(self._trace_A(A), linalg.trace(G), i, o)
+        return damping.ridges(self.input.trace(A), self.output.trace(G), i, o)
 
     def load(self, decompositions: Mapping[str, Decomposition]) -> None:
         """Take the inverses, or the eigendecompositions."""
         for name, found in decompositions.items():
             if not isinstance(found, Eigen):
-                self.get_buffer(f"{name}_inverse").copy_(found)
+                self.get_buffer(f"{name}_inverse").copy_(flat(found))
                 continue
             self.get_buffer(f"{name}_values").copy_(found.values)
             if found.vectors is not None:
-                self.get_buffer(f"{name}_vectors").copy_(found.vectors)
+                self.get_buffer(f"{name}_vectors").copy_(flat(found.vectors))
         self.ready.fill_(True)
 
     def solve(self, M: Tensor) -> Tensor:
         """``G^-1 M A^-1``, ``2 o i (o + i)`` flop; twice that in the eigenbases."""
         if self._factored:
             G_inverse, A_inverse = (self._for_products(f"{x}_inverse") for x in ("G", "A"))
-            return linalg.kron_solve(G_inverse, A_inverse, M.to(G_inverse.dtype)).to(M.dtype)
-        A, G = self.eigen()
-        return linalg.kron_eigen_solve(G, A, M, self.ridge(), self.product_dtype)
+            lowered = M.to(G_inverse.dtype)
+            G, A = self.output.matrix(G_inverse), self.input.matrix(A_inverse)
+            return linalg.kron_solve(G, A, lowered).to(M.dtype)
+        A_, G_ = self.eigen()
+        return linalg.kron_eigen_solve(G_, A_, M, self.ridge(), self.product_dtype)
 
     def ridge(self) -> Tensor | float:
         """What is added to the eigenvalues; the product of the ridges where factored."""
@@ -101,66 +119,63 @@ class TwoFactor(Block):
             return smallest.amin() + ridge, (A.values.amax(-1) * G.values.amax(-1)).amax() + ridge
         A_, G_ = self.matrices()
         ridge_A, ridge_G = self._ridges(A_, G_)
-        top_A = A_.amax(-1) if self.diagonal_input else linalg.largest_eigenvalue(A_)
-        largest = (top_A + ridge_A) * (linalg.largest_eigenvalue(G_) + ridge_G)
+        largest = (self.input.largest(A_) + ridge_A) * (self.output.largest(G_) + ridge_G)
         A_inverse, G_inverse = self.get_buffer("A_inverse"), self.get_buffer("G_inverse")
-        top = A_inverse.amax(-1) if self.diagonal_input else linalg.largest_eigenvalue(A_inverse)
-        return 1 / (top * linalg.largest_eigenvalue(G_inverse)).amax(), largest.amax()
+        top = self.input.largest(A_inverse) * self.output.largest(G_inverse)
+        return 1 / top.amax(), largest.amax()
 
     def flops(self, rows: Rows) -> Flops:
         """``2 n t (i^2 + c o^2)``; inverses or eigendecompositions; two products, or four."""
         o, i = self.shape
         n, t, c = rows
-        per_cube, products = (INVERSE, 2) if self._factored else (EIGH, 4)
-        dense = 0 if self.diagonal_input else 1  # a diagonal factor costs next to nothing
+        a, g = self.input, self.output
+        eigen = EIGH if self.eigen_kind == "fresh" else WARM
+        per_cube, products = (INVERSE, 2) if self._factored else (eigen, 4)
         return Flops(
-            2 * n * t * (dense * i**2 + c * o**2),
-            per_cube * (dense * i**3 + o**3),
-            products * o * i * (o + dense * i),
+            2 * n * t * (a.entries + c * g.entries),
+            per_cube * (a.cubes + g.cubes),
+            products * (i * g.entries + o * a.entries),
         ).times(self.count)
 
     def solve_rows(self, rows: Sample) -> Tensor:
         """``(g G^-1)^T (a A^-1)`` where the rows are few, else ``G^-1 (g^T a) A^-1``."""
         o, i = self.shape
         count = rows.examples * rows.positions
-        dear = count * (o * o + i * i) >= o * i * (o + i)
+        a, g = self.input, self.output
+        dear = count * (g.entries + a.entries) >= i * g.entries + o * a.entries
         if not self._factored or self.diagonal_input or dear:
             return self.solve(rows.gradient_sum())
-        A_inverse, G_inverse = self.get_buffer("A_inverse"), self.get_buffer("G_inverse")
-        return rows.rotated(A_inverse, G_inverse).gradient_sum()
+        A_inverse = a.matrix(self.get_buffer("A_inverse"))
+        return rows.rotated(A_inverse, g.matrix(self.get_buffer("G_inverse"))).gradient_sum()
 
     def eigen(self) -> tuple[Eigen, Eigen]:
         """The eigendecompositions of ``A`` and ``G`` now in use."""
-        U_A = None if self.diagonal_input else self.get_buffer("A_vectors")
-        A = Eigen(self.get_buffer("A_values"), U_A)
-        return A, Eigen(self.get_buffer("G_values"), self.get_buffer("G_vectors"))
+        U_A = None if self.diagonal_input else self.input.matrix(self.get_buffer("A_vectors"))
+        U_G = self.output.matrix(self.get_buffer("G_vectors"))
+        return Eigen(self.get_buffer("A_values"), U_A), Eigen(self.get_buffer("G_values"), U_G)
 
     def product(self, M: Tensor) -> Tensor:
         """``G M A``."""
         A, G = self.matrices()
-        return linalg.kron_solve(G, A, M)
+        return linalg.kron_solve(self.output.matrix(G), self.input.matrix(A), M)
 
     def dense(self) -> Tensor:
         """``G (x) A``."""
         A, G = self.matrices()
-        return linalg.kron(G, A.diag_embed() if self.diagonal_input else A)
+        return linalg.kron(self.output.dense(G), self.input.dense(A))
 
     def eigenvalues(self) -> Tensor:
         """All products of an eigenvalue of ``G`` with one of ``A``."""
         A, G = self.matrices()
-        l_A = A if self.diagonal_input else linalg.eigenvalues(A)
-        return (linalg.eigenvalues(G).unsqueeze(-1) * l_A.unsqueeze(-2)).flatten()
+        l_A, l_G = self.input.eigenvalues(A), self.output.eigenvalues(G)
+        return (l_G.unsqueeze(-1) * l_A.unsqueeze(-2)).flatten()
 
     def trace(self) -> Tensor:
         """``tr A tr G``."""
         A, G = self.matrices()
-        return (self._trace_A(A) * linalg.trace(G)).sum()
-
-    def _trace_A(self, A: Tensor) -> Tensor:
-        return A.sum(-1) if self.diagonal_input else linalg.trace(A)
+        return (self.input.trace(A) * self.output.trace(G)).sum()
 
     def squared_norm(self) -> Tensor:
         """``|A|^2 |G|^2``."""
         A, G = self.matrices()
-        dims_A = -1 if self.diagonal_input else (-2, -1)
-        return (A.square().sum(dims_A) * G.square().sum((-2, -1))).sum()
+        return (self.input.squared_norm(A) * self.output.squared_norm(G)).sum()

@@ -282,7 +282,7 @@ def _eigen(J: Tensor, examples: int, exact: bool) -> Eigen:
     if exact or not bool(ok):
         squared, V = linalg.right_singular(J)
         return Eigen(squared / examples, V)
-    assert K.vectors is not None
+    assert isinstance(K.vectors, Tensor)
     seen = K.values > torch.finfo(J.dtype).eps * R * K.values.amax()  # the rest has no direction
     roots = torch.where(seen, K.values, torch.ones_like(K.values)).rsqrt() * seen
     return Eigen(K.values / examples, J.mT @ (K.vectors * roots))
@@ -293,7 +293,7 @@ def _range_solve(F: Eigen, g: Tensor, ridge: float) -> Tensor:
 
     Where ``F`` is too small to be told from rounding, so must be ``g`` for its component to count.
     """
-    assert F.vectors is not None
+    assert isinstance(F.vectors, Tensor)
     V, l, eps = F.vectors, F.values, torch.finfo(g.dtype).eps
     g = g.double()
     noise = 100 * eps * g.norm()
