@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from natgrad.flops import EIGH, Rows
 from natgrad.layers import LayerView
 from natgrad.linalg import Eigen
 from natgrad.sample import Sample, statistics_dtype
+from natgrad.schedule import EVERY
 
 __all__ = ["LIMIT_BYTES", "Joint"]
 
@@ -106,7 +107,7 @@ class Joint:
         self._factor.clear()
         self._loss.clear()
 
-    def commit(self, loss_scale: float, refreshing: bool) -> None:
+    def commit(self, loss_scale: float, due: Collection[int]) -> None:
         """The gradients of this step take the place of the last ones."""
         if not self._waiting:
             return
@@ -137,7 +138,7 @@ class Joint:
             parts.append(J)
         return torch.cat(parts, dim=-1)
 
-    def refresh(self) -> None:
+    def refresh(self, due: Collection[int] = EVERY) -> None:
         """Forget the last decomposition; the next solve makes its own.
 
         Raises:
