@@ -1,6 +1,6 @@
 """What decompositions cost, and what the options that make them cheaper change.
 
-    python benchmarks/decompositions.py [widths] [split] [spread] [eigen] [training] [gram] [cholesky]
+    python benchmarks/decompositions.py [widths split spread eigen training gram cholesky]
 
 Each section prints a table. Times are of the processor, so that a busy machine does not count;
 medians of rounds in which the candidates take turns. The digits are those of scikit-learn.
