@@ -135,7 +135,10 @@ def widths() -> None:
 
 def split() -> None:
     """Natural gradients with and without splitting, on a trained network, and training with it."""
-    given = {"lr": 0.01, "damping": 0.01, "likelihood": natgrad.Categorical(), "refresh_every": 10}
+    given = {
+        "lr": 0.03, "damping": 0.03, "kl_clip": 1e-3, "likelihood": natgrad.Categorical(),
+        "refresh_every": 10,
+    }  # fmt: skip
     trained = conv_net()
     opt = natgrad.KFAC(trained, **given)
     train(trained, opt, [100])
@@ -164,7 +167,7 @@ def split() -> None:
 
 
 def spread() -> None:
-    """Step times of the deep autoencoder's encoder and decoder, statistics on every tenth step."""
+    """Step times of the deep autoencoder, statistics and refresh every 20 steps."""
     widths = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
     rows = []
     for method in ("KFAC", "EKFAC"):

@@ -219,6 +219,7 @@ def test_layers_frozen_and_unfrozen_are_shared_out_anew():
     [
         ({"spread": True}, "spread must be False for the exact natural gradient"),
         ({"widest": 8}, "widest must be None for the exact natural gradient"),
+        ({"eigen": "warm"}, "eigen must be 'fresh', got 'warm'"),
     ],
 )
 def test_the_exact_natural_gradient_has_nothing_to_share_out_or_to_split(given, message):

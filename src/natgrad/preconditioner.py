@@ -141,6 +141,7 @@ class Preconditioner:
             check_range("fused", fused, not fused, "False for the exact natural gradient")
             check_range("spread", spread, not spread, "False for the exact natural gradient")
             check_range("widest", widest, widest is None, "None for the exact natural gradient")
+            check_choice("eigen", eigen, ("fresh",))  # nothing is started from
             self.curvature = block(damping=self.damping, **scaled)
         else:
             options = {
