@@ -129,11 +129,11 @@ def eigh_from(M: Tensor, U: Tensor) -> tuple[Eigen, Tensor]:
         The approximation, and a boolean ``[..]`` that says which of the stack are finite.
     """
     M = symmetrize(M)
-    moved = M @ U
-    falling = (U * moved).sum(-2, keepdim=True).argsort(dim=-1, descending=True)
-    Q = torch.linalg.qr(moved.gather(-1, falling.expand_as(moved))).Q
-    values, rising = (Q * (M @ Q)).sum(-2).clamp_min(0).sort(dim=-1)
-    Q = Q.gather(-1, rising.unsqueeze(-2).expand_as(Q))
+    moved = U.mT @ M  # of columns as rows, in whose order they are gathered and factorised fastest
+    falling = (U.mT * moved).sum(-1, keepdim=True).argsort(dim=-2, descending=True)
+    Q = torch.linalg.qr(moved.gather(-2, falling.expand_as(moved)).mT).Q
+    values, rising = (Q.mT * (Q.mT @ M)).sum(-1).clamp_min(0).sort(dim=-1)
+    Q = Q.mT.gather(-2, rising.unsqueeze(-1).expand_as(Q)).mT
     return Eigen(values, Q), torch.isfinite(values).all(-1)
 
 
