@@ -167,16 +167,16 @@ def split() -> None:
 
 
 def spread() -> None:
-    """Step times of the deep autoencoder, statistics and refresh every 20 steps."""
-    widths = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
+    """Step times of an autoencoder at batch 128, statistics and refreshes every 10 steps."""
+    widths = (784, 500, 250, 30, 250, 500, 784)
     rows = []
     for method in ("KFAC", "EKFAC"):
         for shared_out in (False, True):
             torch.manual_seed(0)
             layers = [m for pair in pairwise(widths)
                       for m in (nn.Linear(*pair), nn.Tanh())][:-1]  # fmt: skip
-            net, x = nn.Sequential(*layers), torch.rand(256, 784)
-            every = 20
+            net, x = nn.Sequential(*layers), torch.rand(128, 784)
+            every = 10
             opt = getattr(natgrad, method)(
                 net, lr=1e-3, damping=0.1, likelihood=natgrad.Bernoulli(), stats_every=every,
                 refresh_every=every, spread=shared_out,
@@ -185,7 +185,7 @@ def spread() -> None:
             for _ in range(2 * every + 1):
                 begin = time.process_time()
                 opt.zero_grad()
-                F.binary_cross_entropy_with_logits(net(x), x, reduction="sum").div(256).backward()
+                F.binary_cross_entropy_with_logits(net(x), x, reduction="sum").div(128).backward()
                 opt.step()
                 taken.append(1e3 * (time.process_time() - begin))
             taken = taken[1:]
