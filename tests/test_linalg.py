@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from natgrad import linalg
+from natgrad.damping.fixed import factored_ridges
 from tests.networks import normal, relative
 
 sizes = st.integers(1, 5)
@@ -183,7 +184,7 @@ def test_factored_ridges_multiply_to_the_damping_in_the_ratio_of_mean_eigenvalue
 ):
     A, G = psd(*batch, d, seed=seed), psd(*batch, m, seed=seed + 1)
     means = linalg.mean_diagonal(A), linalg.mean_diagonal(G)
-    ridge_A, ridge_G = linalg.factored_ridges(*means, 0.09)
+    ridge_A, ridge_G = factored_ridges(*means, 0.09)
     assert torch.allclose(ridge_A * ridge_G, torch.full(batch, 0.09, dtype=A.dtype))
     ratio = linalg.mean_diagonal(A) / linalg.mean_diagonal(G)
     assert torch.allclose(ridge_A / ridge_G, ratio)
@@ -194,7 +195,7 @@ def test_factored_ridges_multiply_to_the_damping_in_the_ratio_of_mean_eigenvalue
 def test_pi_is_one_where_a_trace_is_of_no_use(bad, which):
     means = [torch.tensor(1.0), torch.tensor(1.0)]
     means[which] = means[which] * bad
-    ridges = linalg.factored_ridges(*means, 0.04)
+    ridges = factored_ridges(*means, 0.04)
     assert [float(r) for r in ridges] == pytest.approx([0.2, 0.2])
 
 
@@ -207,7 +208,7 @@ def test_dtype_is_kept():
     M = psd(3).float()
     results = [
         *linalg.eigh(M)[0], linalg.inverse(M)[0], linalg.kron(M, M), linalg.add_ridge(M, 1.0),
-        *linalg.factored_ridges(linalg.trace(M), linalg.trace(M), 0.1), linalg.symmetrize(M),
+        *factored_ridges(linalg.trace(M), linalg.trace(M), 0.1), linalg.symmetrize(M),
         linalg.mean_diagonal(M),
     ]  # fmt: skip
     assert {result.dtype for result in results} == {torch.float32}

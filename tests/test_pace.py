@@ -92,7 +92,7 @@ def test_blocks_that_nobody_counted_are_left_alone():
 @pytest.mark.parametrize("refresh_every", [10, 1000])
 def test_the_optimizer_warns_once_and_before_it_decomposes(refresh_every, monkeypatch):
     said = []
-    monkeypatch.setattr(Blockwise, "refresh", lambda self: said.append("decomposed"))
+    monkeypatch.setattr(Blockwise, "refresh", lambda self, due: said.append("decomposed"))
     monkeypatch.setattr(warnings, "warn", lambda message, *args, **kwargs: said.append(message))
     model = nn.Sequential(nn.Conv2d(512, 4, 3), nn.Flatten())
     schedule = {"damping": 0.1, "stats_every": 10, "refresh_every": refresh_every}

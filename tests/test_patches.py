@@ -151,7 +151,7 @@ def test_the_memory_of_the_image_does_not_matter(calls, memory):
 
 def test_the_cheaper_way_is_taken_by_count():
     small, large = patches_of(torch.zeros(2, 3, 4, 4)), patches_of(torch.zeros(128, 16, 32, 32))
-    assert small.moment_products() == 2 * 16 * 28**2
+    assert small.moment_products() is None  # of rows
     assert large.moment_products() == 128 * 16**2 * 32 * (3 * 32 + 5 * 31 + 5 * 30)
 
 

@@ -38,11 +38,11 @@ def loss_of(net: nn.Module, k: int = 0) -> Tensor:
 def solved_from_rows(opt: natgrad.KFAC) -> set[str]:
     """The layers whose rows would be used if the step came now."""
     pre = opt.preconditioner
-    assert pre._retained is not None
+    assert pre.listening.retained is not None
     found = set()
     for index, view in enumerate(pre.views):
         M = view.grad()
-        if M is not None and pre._retained.rows(index, M) is not None:
+        if M is not None and pre.listening.retained.rows(index, M) is not None:
             found.add(view.name)
     return found
 
@@ -62,7 +62,7 @@ def test_rows_are_solved_as_the_gradient_is(method, bias):
         opt.zero_grad()
         loss_of(net, k).backward()
         for index, layer in enumerate(pre.layers):
-            rows = pre._retained.rows(index, layer.view.grad())
+            rows = pre.listening.retained.rows(index, layer.view.grad())
             if layer.block.is_ready and rows is not None:
                 usual = layer.block.solve(layer.view.grad())
                 assert relative(layer.block.solve_rows(rows), usual) < 1e-11
@@ -194,7 +194,7 @@ def test_rows_of_a_step_that_was_not_taken_are_dropped():
     net, opt = made()
     loss_of(net).backward()
     opt.zero_grad()
-    assert opt.preconditioner._retained._kept == {}
+    assert opt.preconditioner.listening.retained._kept == {}
 
 
 def test_a_copy_keeps_rows_of_its_own_model():

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from natgrad import linalg
 from natgrad.linalg import Eigen
+from natgrad.split import BlockDiagonal, Matrix, dense, flat
 
 __all__ = ["Decomposition", "Factor", "decompose", "decompose_each", "described"]
 
-Decomposition: TypeAlias = Eigen | Tensor
+Decomposition: TypeAlias = Eigen | Matrix
 
 
 @dataclass(frozen=True)
@@ -25,20 +26,59 @@ class Factor:
     """A positive semi-definite matrix to decompose.
 
     Args:
-        matrix: ``[(q,) d, d]``, or the diagonal ``[(q,) d]`` of one that is diagonal.
+        matrix: ``[(q,) d, d]``, or the diagonal ``[(q,) d]`` of one that is diagonal. What becomes
+            of one in blocks is in the same blocks.
         ridge: None asks for the eigendecomposition, a number (one per group) for the inverse of
             ``matrix + ridge I``.
         diagonal: whether ``matrix`` is a diagonal.
+        last: the eigenvectors of an earlier one like it; asks for a step of orthogonal iteration
+            from there in place of the eigendecomposition.
     """
 
-    matrix: Tensor
+    matrix: Matrix
     ridge: Tensor | float | None = None
     diagonal: bool = False
+    last: Matrix | None = None
+
+    def parts(self) -> list[_Part]:
+        """What is decomposed by itself: the matrix, or each stack of its blocks."""
+        M, ridge, last = self.matrix, self.ridge, self.last
+        if not isinstance(M, BlockDiagonal):
+            return [_Part(M, ridge, self.diagonal, None if last is None else dense(last))]
+        # one ridge for all blocks of a group
+        ridge = ridge.unsqueeze(-1) if isinstance(ridge, Tensor) else ridge
+        lasts = last.stacks if isinstance(last, BlockDiagonal) else [None] * len(M.stacks)
+        pairs = zip(M.stacks, lasts, strict=True)
+        return [_Part(stack, ridge, False, last) for stack, last in pairs]
+
+    def put_together(self, found: Sequence[Eigen | Tensor | None]) -> Decomposition | None:
+        """The decomposition from those of the parts; None if one of these failed."""
+        if not isinstance(self.matrix, BlockDiagonal):
+            return found[0]
+        if self.ridge is not None:
+            inverses = [M for M in found if isinstance(M, Tensor)]
+            return BlockDiagonal(tuple(inverses)) if len(inverses) == len(found) else None
+        eigen = [each for each in found if isinstance(each, Eigen)]
+        if len(eigen) < len(found):
+            return None
+        values = torch.cat([l.flatten(-2) for l, _ in eigen], -1)
+        return Eigen(values, BlockDiagonal(tuple(U for _, U in eigen if isinstance(U, Tensor))))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A factor that is no :class:`BlockDiagonal`."""
+
+    matrix: Tensor
+    ridge: Tensor | float | None
+    diagonal: bool
+    last: Tensor | None
 
     @property
-    def _kind(self) -> tuple[object, ...]:
-        M = self.matrix
-        return self.ridge is None, self.diagonal, M.shape, M.dtype, M.device
+    def kind(self) -> tuple[object, ...]:
+        """Parts of one kind are stacked."""
+        M, warm = self.matrix, self.last is not None
+        return self.ridge is None, self.diagonal, warm, M.shape, M.dtype, M.device
 
 
 def decompose(factors: Sequence[Factor]) -> list[Decomposition | None]:
@@ -46,15 +86,12 @@ def decompose(factors: Sequence[Factor]) -> list[Decomposition | None]:
 
     A matrix that is not finite fails at once and spoils none of its stack.
     """
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for index, factor in enumerate(factors):
-        groups.setdefault(factor._kind, []).append(index)
-    results: list[Decomposition | None] = [None] * len(factors)
-    for indices in groups.values():
-        members = _decompose_stack([factors[index] for index in indices])
-        for index, result in zip(indices, members, strict=True):
-            results[index] = result
-    return results
+    parts = [factor.parts() for factor in factors]
+    found = iter(_decompose_parts([part for each in parts for part in each]))
+    return [
+        factor.put_together([next(found) for _ in each])
+        for factor, each in zip(factors, parts, strict=True)
+    ]
 
 
 def decompose_each(
@@ -69,15 +106,28 @@ def decompose_each(
 def described(factor: Factor) -> str:
     """Shape and extreme eigenvalues of a factor, for messages."""
     M, shape = factor.matrix, "x".join(map(str, factor.matrix.shape))
-    if not bool(torch.isfinite(M).all()):
+    if not bool(torch.isfinite(flat(M)).all()):
         return f"{shape} (not finite)"
+    M = dense(M)
     values = M if factor.diagonal else linalg.extreme_eigenvalues(M)
     if values is None:
         return f"{shape} (no eigenvalues found, largest entry {float(M.abs().amax()):.3g})"
     return f"{shape} (eigenvalues {float(values.amin()):.3g} to {float(values.amax()):.3g})"
 
 
-def _decompose_stack(factors: list[Factor]) -> list[Decomposition | None]:
+def _decompose_parts(parts: Sequence[_Part]) -> list[Eigen | Tensor | None]:
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, part in enumerate(parts):
+        groups.setdefault(part.kind, []).append(index)
+    results: list[Eigen | Tensor | None] = [None] * len(parts)
+    for indices in groups.values():
+        members = _decompose_stack([parts[index] for index in indices])
+        for index, result in zip(indices, members, strict=True):
+            results[index] = result
+    return results
+
+
+def _decompose_stack(factors: list[_Part]) -> list[Eigen | Tensor | None]:
     if factors[0].diagonal:
         return [_decompose_diagonal(factor) for factor in factors]
     stack = torch.stack([factor.matrix for factor in factors])
@@ -85,10 +135,11 @@ def _decompose_stack(factors: list[Factor]) -> list[Decomposition | None]:
     if not bool(finite.all()):
         stack = torch.where(finite[..., None, None], stack, torch.zeros_like(stack))
     if factors[0].ridge is None:
-        eigen, ok = linalg.eigh(stack)
-        assert eigen.vectors is not None
+        last = [factor.last for factor in factors if factor.last is not None]
+        eigen, ok = linalg.eigh_from(stack, torch.stack(last)) if last else linalg.eigh(stack)
+        assert isinstance(eigen.vectors, Tensor)
         pairs = zip(eigen.values, eigen.vectors, strict=True)
-        found: list[Decomposition] = [Eigen(l, U) for l, U in pairs]
+        found: list[Eigen | Tensor] = [Eigen(l, U) for l, U in pairs]
     else:
         ridges = [torch.as_tensor(f.ridge).to(stack).expand(stack.shape[1:-2]) for f in factors]
         inverses, ok = linalg.inverse(linalg.add_ridge(stack, torch.stack(ridges)))
@@ -97,9 +148,9 @@ def _decompose_stack(factors: list[Factor]) -> list[Decomposition | None]:
     return [result if fine else None for result, fine in zip(found, good, strict=True)]
 
 
-def _decompose_diagonal(factor: Factor) -> Decomposition | None:
+def _decompose_diagonal(factor: _Part) -> Eigen | Tensor | None:
     if factor.ridge is None:
-        result: Decomposition = Eigen(factor.matrix.clamp_min(0), None)
+        result: Eigen | Tensor = Eigen(factor.matrix.clamp_min(0), None)
         finite = torch.isfinite(factor.matrix)
     else:
         result = 1 / (factor.matrix + torch.as_tensor(factor.ridge).unsqueeze(-1).to(factor.matrix))

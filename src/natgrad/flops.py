@@ -11,9 +11,11 @@ from math import isnan, nan
 from typing import Literal, NamedTuple, TypeAlias
 
 __all__ = [
+    "DECOMPOSITIONS",
     "EIGH",
     "INVERSE",
     "UNCOUNTED",
+    "WARM",
     "Cost",
     "Kind",
     "Rows",
@@ -30,13 +32,17 @@ __all__ = [
     "passes",
     "product",
     "rows_pay",
+    "warm",
 ]
 
 EIGH = 9  #: of a symmetric eigendecomposition with vectors, per d^3
+WARM = 20 / 3  #: of two products and a QR factorisation with ``Q`` formed, per d^3
 WORTHWHILE = 5e6  #: multiply-adds to be saved before another way is taken: some 0.1 ms on a core
 INVERSE = 1  #: of a Cholesky factorisation and inverse, per d^3
 
-Kind: TypeAlias = Literal["product", "inverse", "eigh", "pass", "gather"]
+Kind: TypeAlias = Literal["product", "inverse", "eigh", "warm", "pass", "gather"]
+
+DECOMPOSITIONS: tuple[Kind, ...] = ("inverse", "eigh", "warm")
 
 
 class Rows(NamedTuple):
@@ -61,7 +67,7 @@ class Work(NamedTuple):
 
     def times(self, count: int) -> Work:
         """``count`` of it in one stack; of decompositions, whose stacks are loops, more calls."""
-        decomposes = self.kind in ("inverse", "eigh")
+        decomposes = self.kind in DECOMPOSITIONS
         grows = self.kind in ("pass", "gather")
         return Work(
             self.kind,
@@ -71,6 +77,13 @@ class Work(NamedTuple):
             self.calls * count if decomposes else self.calls,
             count * self.fresh,
         )
+
+    def again(self, count: int) -> Work:
+        """``count`` of it one after another, each a call of its own."""
+        return self._replace(
+            flops=count * self.flops, words=count * self.words, calls=count * self.calls,
+            fresh=count * self.fresh,
+        )  # fmt: skip
 
 
 UNCOUNTED = Work("pass", nan, nan, 0)  #: what nobody counted
@@ -154,6 +167,11 @@ def eigh(d: int) -> Work:
     return Work("eigh", EIGH * d**3, 2 * d * d, d)
 
 
+def warm(d: int) -> Work:
+    """A step of orthogonal iteration in place of that (:func:`natgrad.linalg.eigh_from`)."""
+    return Work("warm", WARM * d**3, 2 * d * d, d)
+
+
 def passes(numbers: float, count: float, calls: float = 1, fresh: float = 0) -> Work:
     """Reading or writing ``numbers`` numbers, ``count`` times in all, by ``calls`` kernels.
 
@@ -195,10 +213,15 @@ def model_flops(o: int, i: int, rows: Rows) -> float:
     return 6.0 * rows.examples * rows.positions * o * i
 
 
-def rows_pay(shape: tuple[int, int], rows: int) -> bool:
+def rows_pay(shape: tuple[int, int], entries: tuple[int, int], rows: int) -> bool:
     """Whether ``(g G^-1)^T (a A^-1)`` costs less than ``G^-1 M A^-1`` for ``M [o, i]``.
 
-    ``n (o^2 + i^2 + o i)`` multiply-adds against ``o i (o + i)``.
+    ``n (o^2 + i^2 + o i)`` multiply-adds against ``o i (o + i)``; less where a factor is split.
+
+    Args:
+        shape: ``(o, i)``.
+        entries: multiply-adds of a row times ``G^-1``, and times ``A^-1``.
+        rows: their number.
     """
-    o, i = shape
-    return o * i * (o + i) - rows * (o * o + i * i + o * i) > WORTHWHILE
+    (o, i), (G, A) = shape, entries
+    return i * G + o * A - rows * (G + A + o * i) > WORTHWHILE

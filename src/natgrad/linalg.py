@@ -12,15 +12,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from natgrad.split import Matrix
+
 __all__ = [
     "Eigen",
     "add_ridge",
     "eigen_solve",
     "eigenvalues",
     "eigh",
+    "eigh_from",
     "equilibrated_solve",
     "extreme_eigenvalues",
-    "factored_ridges",
     "finite",
     "inverse",
     "kron",
@@ -41,10 +43,13 @@ __all__ = [
 
 
 class Eigen(NamedTuple):
-    """Eigenvalues ``l [.., d]`` (ascending, >= 0) and eigenvectors in the columns of ``U``."""
+    """Eigenvalues ``l [.., d]`` (ascending, >= 0) and eigenvectors in the columns of ``U``.
+
+    Of a block-diagonal matrix ``U`` is one too, and values ascend within each block.
+    """
 
     values: Tensor
-    vectors: Tensor | None  #: None is the identity, the basis of a diagonal matrix
+    vectors: Matrix | None  #: None is the identity, the basis of a diagonal matrix
 
 
 def symmetrize(M: Tensor) -> Tensor:
@@ -112,6 +117,26 @@ def _eigh_one_by_one(M: Tensor, ridge: Tensor) -> tuple[Eigen, Tensor]:
     return Eigen(values.reshape(*batch, d), vectors.reshape(M.shape)), succeeded.reshape(batch)
 
 
+def eigh_from(M: Tensor, U: Tensor) -> tuple[Eigen, Tensor]:
+    """One step of orthogonal iteration from the orthogonal ``U [.., d, d]``: ``Q R = M U``.
+
+    The values are ``diag(Q^T M Q)``, whose sum is the trace. ``Q`` is exact where ``U`` was, and
+    repeated steps tend to the eigenbasis of an ``M`` that stays, each pair of directions as fast as
+    their eigenvalues differ: ``|l_j / l_k|`` a step. Directions are made orthogonal in falling
+    order of ``diag(U^T M U)``, so that rounding in those of small eigenvalues spoils no large one.
+
+    Returns:
+        The approximation, and a boolean ``[..]`` that says which of the stack are finite.
+    """
+    M = symmetrize(M)
+    moved = U.mT @ M  # of columns as rows, in whose order they are gathered and factorised fastest
+    falling = (U.mT * moved).sum(-1, keepdim=True).argsort(dim=-2, descending=True)
+    Q = torch.linalg.qr(moved.gather(-2, falling.expand_as(moved)).mT).Q
+    values, rising = (Q.mT * (Q.mT @ M)).sum(-1).clamp_min(0).sort(dim=-1)
+    Q = Q.mT.gather(-2, rising.unsqueeze(-1).expand_as(Q)).mT
+    return Eigen(values, Q), torch.isfinite(values).all(-1)
+
+
 def inverse(M: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse of positive definite matrices by Cholesky, ``d^3`` multiply-adds each.
 
@@ -151,14 +176,14 @@ def kron(G: Tensor, A: Tensor) -> Tensor:
     return product.reshape(*product.shape[:-4], m * d, n * e)
 
 
-def kron_solve(G_inv: Tensor, A_inv: Tensor, M: Tensor) -> Tensor:
+def kron_solve(G_inv: Matrix, A_inv: Matrix, M: Tensor) -> Tensor:
     """``(G (x) A)^-1 vec(M) = vec(G^-1 M A^-1)``, with the inverses given.
 
     A one-dimensional ``A_inv`` is a diagonal matrix. With the factors themselves in place of the
     inverses this is the product ``(G (x) A) vec(M)``.
     """
     half = G_inv @ M
-    return half * A_inv if A_inv.ndim == 1 else half @ A_inv
+    return half * A_inv if isinstance(A_inv, Tensor) and A_inv.ndim == 1 else half @ A_inv
 
 
 def kron_eigen_solve(
@@ -174,8 +199,8 @@ def kron_eigen_solve(
 
 
 def rotated_quotient(
-    U_G: Tensor | None,
-    U_A: Tensor | None,
+    U_G: Matrix | None,
+    U_A: Matrix | None,
     M: Tensor,
     scale: Tensor,
     damping: Tensor | float,
@@ -198,8 +223,8 @@ def rotated_quotient(
 
 
 def quotient_back(
-    U_G: Tensor | None,
-    U_A: Tensor | None,
+    U_G: Matrix | None,
+    U_A: Matrix | None,
     R: Tensor,
     scale: Tensor,
     damping: Tensor | float,
@@ -215,17 +240,17 @@ def quotient_back(
     return _rotate_back(U_G, U_A, R.to(wanted)).to(own)
 
 
-def rotated_product(U_G: Tensor | None, U_A: Tensor | None, M: Tensor, factor: Tensor) -> Tensor:
+def rotated_product(U_G: Matrix | None, U_A: Matrix | None, M: Tensor, factor: Tensor) -> Tensor:
     """``U_G [(U_G^T M U_A) o factor] U_A^T``."""
     return _rotate_back(U_G, U_A, _rotate(U_G, U_A, M) * factor)
 
 
-def _rotate(U_G: Tensor | None, U_A: Tensor | None, M: Tensor) -> Tensor:
+def _rotate(U_G: Matrix | None, U_A: Matrix | None, M: Tensor) -> Tensor:
     M = M if U_G is None else U_G.mT @ M
     return M if U_A is None else M @ U_A
 
 
-def _rotate_back(U_G: Tensor | None, U_A: Tensor | None, R: Tensor) -> Tensor:
+def _rotate_back(U_G: Matrix | None, U_A: Matrix | None, R: Tensor) -> Tensor:
     R = R if U_G is None else U_G @ R
     return R if U_A is None else R @ U_A.mT
 
@@ -267,23 +292,6 @@ def largest_eigenvalue(M: Tensor, iterations: int = 20) -> Tensor:
         v = M @ v
     squared = v.square().sum((-2, -1)).clamp_min(tiny)
     return (v * (M @ v)).sum((-2, -1)) / squared
-
-
-def factored_ridges(
-    mean_A: Tensor, mean_G: Tensor, damping: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """Factored Tikhonov ridges ``(pi sqrt(damping), sqrt(damping) / pi)`` for ``A`` and ``G``.
-
-    With ``mean_A = tr A / d`` and ``mean_G = tr G / m``, ``pi = sqrt(mean_A / mean_G)`` minimises
-    the trace norm of the cross terms of ``(G + sqrt(damping)/pi I) (x) (A + pi sqrt(damping) I)``
-    (Martens & Grosse 2015, section 6.3; MATH 1, V:B8, V:B9). Where a mean is zero or not finite,
-    ``pi = 1``.
-    """
-    ratio = mean_A / mean_G
-    usable = torch.isfinite(ratio) & (ratio > 0)
-    pi = torch.where(usable, ratio, torch.ones_like(ratio)).sqrt()
-    root = torch.as_tensor(damping, dtype=mean_A.dtype, device=mean_A.device).sqrt()
-    return pi * root, root / pi
 
 
 def equilibrated_solve(M: Tensor, v: Tensor) -> Tensor:

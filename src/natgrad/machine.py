@@ -14,7 +14,18 @@ from torch import Tensor
 
 from natgrad import linalg
 from natgrad.blocks import KFAC
-from natgrad.flops import Cost, Kind, Rows, Stages, Work, eigh, inverse, product
+from natgrad.flops import (
+    DECOMPOSITIONS,
+    Cost,
+    Kind,
+    Rows,
+    Stages,
+    Work,
+    eigh,
+    inverse,
+    product,
+    warm,
+)
 from natgrad.sample import Sample
 
 __all__ = ["H100", "Machine", "Rates", "rate_at"]
@@ -50,6 +61,7 @@ class Machine:
             once, as from a pool.
         model: flop per second of the model's own products, where these run in another dtype than
             the statistics; None takes ``products``.
+        warms: of steps of orthogonal iteration in place of ``eighs``; None takes their rates.
     """
 
     name: str
@@ -61,6 +73,7 @@ class Machine:
     gathered: float | None = None
     fresh: Rates | None = None
     model: Rates | None = None
+    warms: Rates | None = None
 
     def seconds(self, work: Iterable[Work], itemsize: int = 4) -> float:
         """Of operations one after another."""
@@ -78,11 +91,13 @@ class Machine:
     def _rates(self, kind: Kind) -> Rates:
         if kind == "inverse":
             return self.inverses
+        if kind == "warm":
+            return self.warms or self.eighs
         return self.eighs if kind == "eigh" else self.products
 
     def _seconds(self, work: Work, itemsize: int, rates: Rates) -> float:
         arithmetic = work.flops / rate_at(rates, work.size) if work.flops else 0.0
-        if work.kind in ("inverse", "eigh"):  # their own traffic is in their rate
+        if work.kind in DECOMPOSITIONS:  # their own traffic is in their rate
             return work.calls * self.overhead + arithmetic
         single = itemsize * (work.words / 3 if work.kind == "product" else work.size)
         traffic = itemsize * work.words / rate_at(self.bandwidth, single)
@@ -123,6 +138,7 @@ class Machine:
             overhead=bench.overhead(),
             gathered=bench.gathered(),
             fresh=tuple(bench.fresh(numbers) for numbers in NUMBERS),
+            warms=tuple((d, bench.warm(d)) for d in DECOMPOSED),
         )
 
 
@@ -149,6 +165,12 @@ class _Bench:
         """Flop per second."""
         M = self._positive(d)
         return eigh(d).flops / self._seconds(lambda: linalg.eigh(M))
+
+    def warm(self, d: int) -> float:
+        """Flop per second."""
+        M = self._positive(d)
+        U = torch.eye(d, dtype=self.dtype, device=self.device).unsqueeze(0)
+        return warm(d).flops / self._seconds(lambda: linalg.eigh_from(M, U))
 
     def bandwidth(self, numbers: int) -> tuple[float, float]:
         """Bytes of a tensor, and bytes per second of a pass in place."""

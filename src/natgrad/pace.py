@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from math import ceil, floor, log10
 
+from natgrad.blocks import EigenCorrected, TwoFactor
 from natgrad.curvature import Layer
 from natgrad.flops import Kind, Rows, Work, model_flops
 
@@ -13,10 +14,16 @@ __all__ = ["LARGE", "SILLY", "SLOWER", "remark_on_pace", "remarked"]
 
 SILLY = 3.0  #: decompositions that take so many times the model's own passes, in the average step
 LARGE = 1e11  #: flop of one decomposition below which nothing is said: models that are small
+WIDEST, NARROWEST = 13, 7  #: powers of two that are advised as ``widest``
+WHAT = {
+    "eigh": "eigendecomposition",
+    "warm": "orthogonal iteration",
+    "inverse": "inverse",
+}
 #: how much slower than products, per flop: measured on a CPU core, assumed on accelerators
 SLOWER: dict[bool, dict[Kind, float]] = {
-    False: {"eigh": 2.0, "inverse": 3.0},
-    True: {"eigh": 30.0, "inverse": 4.0},
+    False: {"eigh": 2.0, "warm": 2.5, "inverse": 3.0},
+    True: {"eigh": 30.0, "warm": 5.0, "inverse": 4.0},
 }
 
 
@@ -46,18 +53,19 @@ def remarked(layers: Sequence[Layer], refresh_every: int) -> str | None:
     ]
     if not works or max(work.flops / work.calls for _, work, _ in works) < LARGE:
         return None
-    passes = sum(
+    own = sum(
         model_flops(*layer.view.shape, layer.rows or Rows()) * layer.block.count for layer in layers
     )
-    ratio = sum(weight for *_, weight in works) / passes
+    ratio = sum(weight for *_, weight in works) / own
     if ratio / refresh_every <= SILLY:
         return None
     layer, work, _ = max(works, key=lambda found: found[2])
+    advice = _advice(work, ratio, _widest(works, own * refresh_every))
     return (
         f"natgrad: with refresh_every={refresh_every} decompositions take about "
         f"{_rounded(ratio / refresh_every)} times as long as the model's own forward and backward "
         f"passes of a batch like the last one, most of all {_named(layer, work)}. "
-        f"{_advice(work, ratio)}; report() shows every layer's share"
+        f"{advice}; report() shows every layer's share"
     )
 
 
@@ -68,19 +76,38 @@ def _weight(layer: Layer, work: Work) -> float:
 
 
 def _named(layer: Layer, work: Work) -> str:
+    width, kind = round(work.size), type(layer.block).__name__
+    what, each = WHAT[work.kind], f"of layer {layer.view.name!r} ({kind})"
+    if width not in layer.view.shape and _splits(layer):
+        return f"the {what} of the {width}-wide blocks on the diagonal of a factor {each}"
     o, i = layer.view.shape
-    width = round(work.size)
     factor = "A" if width == i else "G" if width == o else "F"
-    what = "eigendecomposition" if work.kind == "eigh" else "inverse"
-    kind = type(layer.block).__name__
-    return f"the {what} of the {width}-wide factor {factor} of layer {layer.view.name!r} ({kind})"
+    return f"the {what} of the {width}-wide factor {factor} {each}"
 
 
-def _advice(work: Work, ratio: float) -> str:
-    """The setting at which decompositions take as long as the model's passes."""
+def _widest(works: Sequence[tuple[Layer, Work, float]], bound: float) -> int | None:
+    """The power of two to split factors at for ``bound`` in all; None where blocks get narrow."""
+    for exponent in range(WIDEST, NARROWEST - 1, -1):
+        split = (
+            weight * min(1, 2**exponent / work.size) ** 2 if _splits(layer) else weight
+            for layer, work, weight in works
+        )
+        if sum(split) <= bound:
+            return int(2**exponent)
+    return None
+
+
+def _splits(layer: Layer) -> bool:
+    return isinstance(layer.block, (TwoFactor, EigenCorrected))
+
+
+def _advice(work: Work, ratio: float, widest: int | None) -> str:
+    """The settings at which decompositions take as long as the model's passes."""
     wanted = max(2, ceil(_rounded(ratio)))
     advice = f"Take refresh_every={wanted} or more, or larger batches"
-    if work.kind == "eigh":
+    if widest is not None:
+        advice += f"; or widest={widest} or less, which splits wider factors into blocks"
+    if work.kind != "inverse":
         advice += "; or KFAC or TKFAC, whose Cholesky inverses cost a fraction of it"
     return advice
 

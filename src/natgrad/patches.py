@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import grad
 
 from natgrad.shifts import Padding, cost, shifted_moment
+from natgrad.split import gram
 
 __all__ = ["Patches", "Window", "grouped_rows", "unfolded"]
 
@@ -141,19 +142,17 @@ class Patches:
         """``sum_{n,t} a a^T [(q,) i, i]``, by shifts of the images where that is cheaper."""
         shifts = self._shifts()
         if shifts is None:
-            rows = self.rows.flatten(-3, -2)
-            return rows.mT @ rows
+            return gram(self.rows.flatten(-3, -2))
         moment = shifted_moment(*shifts)
         if self.window.groups == 1:
             moment = moment.squeeze(0)
         return self._with_ones(moment) if self.window.ones else moment
 
-    def moment_products(self) -> float:
-        """Multiply-adds of :meth:`second_moment`, of all groups together."""
+    def moment_products(self) -> float | None:
+        """Multiply-adds of :meth:`second_moment`, all groups together; None where it makes rows."""
         shifts = self._shifts()
         if shifts is None:
-            *groups, n, t, i = self.shape
-            return float(prod(groups) * n * t * i**2)
+            return None
         x, kernel, padding = shifts
         return cost(x.shape, kernel, padding)[0]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -16,19 +15,17 @@ from natgrad.blocks import Block
 from natgrad.blocks.base import Shared
 from natgrad.checkpoints import check_parameters, shapes_of
 from natgrad.clip import Bounds, Rate
-from natgrad.curvature import Blockwise, Curvature, Joint, Layer, Solved
+from natgrad.curvature import Blockwise, Curvature, Joint, Layer, Solved, remark_unheard
 from natgrad.damping import Damping, checked
-from natgrad.fused import FusedGradients
 from natgrad.guard import Guard, all_finite, no_gradients
-from natgrad.hooks import Listener
 from natgrad.inventory import Inventory
 from natgrad.layers import LayerView, Uncovered, views_of
 from natgrad.likelihood import Likelihood
+from natgrad.listening import Listening
 from natgrad.logits import LogitsKey
 from natgrad.machine import Machine
 from natgrad.pace import remark_on_pace
 from natgrad.report import Report, report_on
-from natgrad.retained import RetainedRows
 from natgrad.sample import Sample
 from natgrad.schedule import Schedule
 from natgrad.tap import Tap
@@ -61,6 +58,9 @@ class Preconditioner:
         stats_every: steps between statistics.
         refresh_every: steps between decompositions, a multiple of which needs new statistics.
         burn_in: the first so many steps take statistics and decompose, each of them.
+        spread: share the layers' decompositions out over the interval, each at the step ``k %
+            refresh_every`` that is its own, with about the same work for all such steps; the first
+            step, those of ``burn_in`` and one after a step taken back decompose everything.
         decay: weight of the old statistics in the bias-corrected average.
         reduction: how the user's loss is reduced over examples; used by the empirical Fisher only.
         kl_clip: bound ``kappa`` on ``lr^2 sum_l <U_l, M_l>``: the whole step is scaled by
@@ -77,6 +77,12 @@ class Preconditioner:
             effect in several processes, whose gradients must be averaged first.
         product_dtype: of the matrix products that turn gradients into natural ones, such as
             ``torch.bfloat16``; everything else stays as it is. None takes the statistics' dtype.
+        widest: replace factors wider than this by blocks of about equal width on their diagonal
+            (KFAC, TKFAC, EKFAC, TEKFAC): an approximation, with ``d widest^2`` to decompose in
+            place of ``d^3``. None keeps them whole.
+        eigen: ``"warm"`` takes a step of orthogonal iteration from the last eigenbasis in place of
+            an eigendecomposition, from the second on: an approximate basis, in which EKFAC and
+            TEKFAC measure their scale as ever. Inverted factors (KFAC, TKFAC) don't know of it.
         logits: which entry of the model's output is the logits: an index, a key or attribute name,
             or a function of the output. Needed only where the output holds several tensors and
             none is named ``logits``.
@@ -100,6 +106,7 @@ class Preconditioner:
         stats_every: int = 1,
         refresh_every: int = 1,
         burn_in: int = 0,
+        spread: bool = False,
         decay: float = 0.95,
         reduction: Literal["mean", "sum"] = "mean",
         kl_clip: float | None = None,
@@ -108,6 +115,8 @@ class Preconditioner:
         strict: bool = False,
         fused: bool = False,
         product_dtype: torch.dtype | None = None,
+        widest: int | None = None,
+        eigen: Literal["fresh", "warm"] = "fresh",
         logits: LogitsKey = None,
         seed: int = 0,
         nonfinite: Literal["skip", "raise"] = "skip",
@@ -115,10 +124,12 @@ class Preconditioner:
         check_choice("fisher", fisher, ("sampled", "exact"))
         check_choice("reduction", reduction, ("mean", "sum"))
         check_choice("shared", shared, ("expand", "reduce"))
+        check_choice("eigen", eigen, ("fresh", "warm"))
+        check_range("widest", widest, widest is None or widest >= 1, "at least 1, or None")
         check_choice("nonfinite", nonfinite, ("skip", "raise"))
         check_range("decay", decay, 0 <= decay <= 1, "in [0, 1]")
         self.model, self.strict, self.guard = model, strict, Guard(nonfinite)
-        self.schedule = Schedule(stats_every, refresh_every, burn_in)
+        self.schedule = Schedule(stats_every, refresh_every, burn_in, spread=spread)
         self.bounds, self.damping = Bounds(kl_clip, max_norm), checked(damping)
         self.steps = 0
         self.keeps_solved = False  #: whether the last step's gradients stay in :attr:`solved`
@@ -131,18 +142,26 @@ class Preconditioner:
         self.curvature: Curvature
         if issubclass(block, Joint):
             check_range("fused", fused, not fused, "False for the exact natural gradient")
+            check_range("spread", spread, not spread, "False for the exact natural gradient")
+            check_range("widest", widest, widest is None, "None for the exact natural gradient")
+            check_choice("eigen", eigen, ("fresh",))  # nothing is started from
             self.curvature = block(damping=self.damping, **scaled)
         else:
+            options = {
+                "product_dtype": product_dtype, "widest": widest,
+                "eigen": None if eigen == "fresh" else eigen,
+            }  # fmt: skip
             self.curvature = Blockwise(
                 block, damping=self.damping, decay=decay, shared=shared,
-                keeps_plain=kl_clip is not None, product_dtype=product_dtype, **scaled,
+                keeps_plain=kl_clip is not None, options=options, **scaled,
             )  # fmt: skip
         views = self._read()
         # residuals need no layers: without, the exact optimizer refuses steps on gradients alone
         check_coverage(views, self.uncovered, strict, some=not issubclass(block, Joint))
-        self._retained = None if fused else self._retaining(views)
-        self._fused = self._fusing(views) if fused else None  # before the tap, which must see
-        self.tap = Tap(  # the outputs that fusing leaves
+        self.listening = Listening(  # before the tap, which must see the outputs that fusing leaves
+            views, self.curvature, fused=fused, ignored=self._ignored, coming=self._coming
+        )
+        self.tap = Tap(
             model, views, self._observe, likelihood=likelihood, fisher=fisher, logits=logits,
             reduction=reduction, seed=seed, before=self._before,
         )  # fmt: skip
@@ -165,6 +184,7 @@ class Preconditioner:
         self.uncovered: list[Uncovered]
         self.views, self.uncovered = views_of(self.model)
         self.curvature.choose(self.views)
+        self.schedule.share_out([layer.cost() for layer in self.layers])
         return self.views
 
     def _before(self) -> None:
@@ -179,42 +199,18 @@ class Preconditioner:
     def _read_again(self) -> None:
         views = self._read()
         check_coverage(views, self.uncovered, self.strict, some=False)
-        for listener in self._listeners:
-            listener.watch(views)
+        self.listening.watch(views)
         self.tap.watch(views)
 
     def _observe(self, index: int, sample: Sample) -> None:
-        refreshing = self.schedule.refreshes(self.steps)
+        refreshing = index in self.schedule.due(self.steps)
         self.curvature.observe(index, sample, self.tap.delivering, refreshing)
 
-    @property
-    def _listeners(self) -> list[Listener]:
-        return [each for each in (self._fused, self._retained) if each is not None]
-
-    def _retaining(self, views: list[LayerView]) -> RetainedRows | None:
-        if not isinstance(self.curvature, Blockwise) or distributed.world_size() > 1:
-            return None
-        return RetainedRows(views, wanted=self.curvature.rows_pay, ignored=self._own_backward)
-
-    def _fusing(self, views: list[LayerView]) -> FusedGradients:
-        assert isinstance(self.curvature, Blockwise)
-        return FusedGradients(
-            views, wanted=self._fuses, ignored=self._own_backward, solve=self.curvature.solve_rows
-        )
-
-    def _own_backward(self) -> bool:
+    def _ignored(self) -> bool:
         return self.tap.running
 
-    def _fuses(self, index: int) -> bool:
-        assert isinstance(self.curvature, Blockwise)
-        if self.tap.running:  # the model is run silently
-            return False
-        if distributed.world_size() > 1:  # gradients are averaged before they are preconditioned
-            return False
-        statistics = self.schedule.takes_statistics(self.steps)
-        if self.schedule.refreshes(self.steps):
-            return False
-        return self.curvature.solves_as_before(index, statistics)
+    def _coming(self) -> tuple[bool, Collection[int]]:
+        return self.schedule.takes_statistics(self.steps), self.schedule.due(self.steps)
 
     # one step -----------------------------------------------------------------------------------
 
@@ -250,22 +246,21 @@ class Preconditioner:
         if not self._finite():
             self.guard.skip(self._not_finite, self.discard)
             return False
-        refreshing = self.schedule.refreshes(self.steps)
-        if self.schedule.takes_statistics(self.steps):
-            self.curvature.commit(loss_scale, refreshing)
-        if refreshing:
+        due, statistics = self.schedule.due(self.steps), self.schedule.takes_statistics(self.steps)
+        if statistics:
+            self.curvature.commit(loss_scale, due)
+        if due:
             self._remark_on_pace()
-            self.curvature.refresh()
-            if not changed:
-                self._remark_unheard()
-        solved = self.curvature.solve(None if self._retained is None else self._retained.rows)
+            self.curvature.refresh(due)
+            if not changed and statistics and not self._remarked:
+                self._remarked = remark_unheard(self.layers)
+        solved = self.curvature.solve(self.listening.rows)
         self.solved = [s.apart() for s in solved] if self.keeps_solved else []
         self.bounds.write(solved, lr)
         self.steps += 1
         self.schedule.passed()
         self.guard.passed()
-        if self._retained is not None:
-            self._retained.clear()
+        self.listening.clear()
         self.tap.draws.keep()
         self.tap.active = self.schedule.takes_statistics(self.steps)
         return True
@@ -275,26 +270,6 @@ class Preconditioner:
         if not self._paced and any(layer.rows is not None for layer in self.layers):
             self._paced = True
             remark_on_pace(self.layers, self.schedule.refresh_every)
-
-    def _remark_unheard(self) -> None:
-        """Warn once of layers whose gradient came some way that the tap does not hear."""
-        if self._remarked or not self.schedule.takes_statistics(self.steps):
-            return
-        unheard = [
-            repr(layer.view.name)
-            for layer in self.layers
-            if not layer.block.observed() and (M := layer.view.grad()) is not None and bool(M.any())
-        ]
-        if unheard:
-            self._remarked = True
-            warnings.warn(
-                f"natgrad: {', '.join(unheard)}: a gradient but no statistics, so it stays plain. "
-                "Layers are heard where they are called as modules within a forward of the model "
-                "that the optimizer was made from (a part that torch.compile has run before: make "
-                "the optimizer first, or call torch.compiler.reset())",
-                RuntimeWarning,
-                stacklevel=5,
-            )
 
     def _finite(self) -> bool:
         """Whether every gradient and everything that waits is finite."""
@@ -326,8 +301,7 @@ class Preconditioner:
         """Drop what backward passes since the last step have left, as if they had not been."""
         self.tap.draws.rewind()
         self.curvature.discard()
-        if self._retained is not None:
-            self._retained.clear()
+        self.listening.clear()
 
     # state --------------------------------------------------------------------------------------
 
@@ -393,8 +367,7 @@ class Preconditioner:
     def remove(self) -> None:
         """Take natgrad's hooks off the model; nothing is preconditioned any more."""
         self.tap.remove()
-        for listener in self._listeners:
-            listener.watch([])
+        self.listening.watch([])
 
     def report(self, machine: Machine | None = None) -> Report:
         """Every parameter: how it is handled, block sizes, memory, share of the work, and why.

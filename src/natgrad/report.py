@@ -163,10 +163,10 @@ def _add(
     cost: Cost,
 ) -> None:  # fmt: skip
     """The parameters of a layer; its figures stand with the first."""
-    block, (o, i) = layer.block, layer.view.shape
+    block = layer.block
     memory = block.state_bytes()
     costs: tuple[Cost, ...] = (cost,)
-    sizes = f"A {i}, G {o}" if block.count == 1 else f"{block.count} x (A {i}, G {o})"
+    sizes = block.sizes if block.count == 1 else f"{block.count} x ({block.sizes})"
     reason = "" if block.is_ready else "until its first statistics: plain gradient"
     for p in layer.view.parameters().values():
         kind, before = type(block).__name__, rows.get(id(p))

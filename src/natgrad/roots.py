@@ -98,7 +98,7 @@ def eigh_roots(A: Tensor) -> Roots:
 
     def compute(A: Tensor) -> Roots:
         (values, U), _ = linalg.eigh(A)  # one that failed has no finite inverse root
-        assert U is not None  # linalg.eigh gives no implicit bases
+        assert isinstance(U, Tensor)  # linalg.eigh gives no implicit bases
         half = values.sqrt().unsqueeze(-2)
         Y, Z = (U * half) @ U.mT, (U / half) @ U.mT
         none = torch.zeros(len(A), dtype=torch.long, device=A.device)

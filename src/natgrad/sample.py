@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from natgrad.patches import Patches
+from natgrad.split import BlockDiagonal, Matrix, Split, gram
 
 __all__ = [
     "InputRows",
@@ -25,6 +26,7 @@ __all__ = [
     "OutputRows",
     "Sample",
     "concatenated",
+    "gradients_are_fewer",
     "statistics_dtype",
 ]
 
@@ -156,42 +158,46 @@ class Sample:
         mean = a.mean() if isinstance(a, Patches) else a.mean(-2, keepdim=True)
         return Sample(mean, self.g.sum(-2, keepdim=True))
 
-    def rotated(self, U_A: Tensor | None, U_G: Tensor | None) -> Sample:
+    def rotated(self, U_A: Matrix | None, U_G: Matrix | None) -> Sample:
         """Rows ``a U_A`` and ``g U_G``; None leaves them as they are."""
         a = self.a if U_A is None or isinstance(self.a, OneHot) else _times(self.a, U_A)
         return Sample(a, self.g if U_G is None else _times(self.g, U_G))
 
     # sums over the rows, not means --------------------------------------------------------------
 
-    def input_moment(self, weights: Tensor | None = None) -> Tensor:
+    def input_moment(self, weights: Tensor | None = None, split: Split | None = None) -> Tensor:
         """``sum_{n,t} w a a^T [(q,) i, i]``; its diagonal ``[i]`` where rows are unit vectors.
 
         Args:
             weights: ``w [(q,) n, t]``, ones by default.
+            split: the blocks on the diagonal that are wanted alone, one after the other.
         """
-        if weights is None and isinstance(self.inputs, Patches):
-            return self.inputs.second_moment()
+        products = self.input_products() if weights is None else None
+        if isinstance(self.inputs, Patches) and products is not None:
+            if split is None:
+                return self.inputs.second_moment()
+            if products < self.examples * self.positions * split.entries:
+                return split.taken(self.inputs.second_moment())
         a = self.a
         if isinstance(a, OneHot):
             w = self.g.new_ones(a.indices.shape) if weights is None else weights
             counted = torch.where(a.indices >= 0, w, torch.zeros_like(w))
             total = w.new_zeros(a.size)
             return total.index_add_(0, a.indices.flatten().clamp_min(0), counted.flatten())
-        rows = a.flatten(-3, -2)
-        return _weighted(rows, None if weights is None else weights.flatten(-2)).mT @ rows
+        return gram(a.flatten(-3, -2), None if weights is None else weights.flatten(-2), split)
 
     def input_products(self) -> float | None:
-        """Multiply-adds of :meth:`input_moment` for a group, None if ``n t i^2``."""
+        """Multiply-adds of :meth:`input_moment` for a group from images; None where from rows."""
         if not isinstance(self.inputs, Patches):
             return None
-        return self.inputs.moment_products() / self.inputs.window.groups
+        products = self.inputs.moment_products()
+        return None if products is None else products / self.inputs.window.groups
 
-    def output_moment(self, weights: Tensor | None = None) -> Tensor:
-        """``sum_{c,n,t} w g g^T [(q,) o, o]``, with ``w [(q,) n, t]``."""
+    def output_moment(self, weights: Tensor | None = None, split: Split | None = None) -> Tensor:
+        """``sum_{c,n,t} w g g^T [(q,) o, o]``, with ``w [(q,) n, t]``; see :meth:`input_moment`."""
         if weights is not None:
             weights = weights.unsqueeze(-3).expand(self.g.shape[:-1]).flatten(-3)
-        rows = self.g.flatten(-4, -2)
-        return _weighted(rows, weights).mT @ rows
+        return gram(self.g.flatten(-4, -2), weights, split)
 
     def input_norms(self) -> Tensor:
         """``|a|^2 [(q,) n, t]``."""
@@ -211,21 +217,23 @@ class Sample:
             return total.index_add_(0, self.a.indices.flatten() + 1, g)[1:].mT
         return g.mT @ self.a.flatten(-3, -2)
 
-    def squared_mean_gradients(self, U_A: Tensor | None, U_G: Tensor | None) -> Tensor:
+    def squared_mean_gradients(self, U_A: Matrix | None, U_G: Matrix | None) -> Tensor:
         """``sum_c (1/n sum_{n,t} U_G^T g a^T U_A)^2 [(q,) o, i]``: squares of batch means."""
         columns = (Sample(self.inputs, g.unsqueeze(-4)).gradient_sum() for g in self.g.unbind(-4))
         total = torch.stack([_rotated(J, U_A, U_G).square() for J in columns]).sum(0)
         return total / self.examples**2
 
-    def squared_gradients(self, U_A: Tensor | None = None, U_G: Tensor | None = None) -> Tensor:
+    def squared_gradients(self, U_A: Matrix | None = None, U_G: Matrix | None = None) -> Tensor:
         """``sum_{c,n} (U_G^T J U_A)^2 [(q,) o, i]``, ``J`` the true per-example gradients.
 
         With one position the squares factor, ``(g^2)^T (a^2)``; else gradients are formed for some
         examples at a time, in at most 128 MiB, and rotated where they are fewer than the rows.
         """
         a, g = self.inputs.shape, self.g.shape
-        dense = not isinstance(self.inputs, OneHot)
-        if dense and gradients_are_fewer(g[-1], a[-1], positions=a[-2], columns=g[-4]):
+        entries = _entries(U_G, g[-1]), _entries(U_A, a[-1])
+        if not isinstance(self.inputs, OneHot) and gradients_are_fewer(
+            g[-1], a[-1], positions=a[-2], columns=g[-4], entries=entries
+        ):
             total = self.g.new_zeros(*a[:-3], g[-1], a[-1])
             for J in self.gradients():
                 total += _rotated(J, U_A, U_G).square_().sum((-4, -3))
@@ -281,29 +289,42 @@ def concatenated(inputs: Sequence[Inputs]) -> Inputs:
     return torch.cat([each for each in rows if isinstance(each, Tensor)], dim=-2)
 
 
-def gradients_are_fewer(o: int, i: int, *, positions: int, columns: int) -> bool:
-    """Whether rotating ``c`` gradients ``[o, i]`` takes less than rotating the rows behind them."""
-    return columns * o * i * (o + i) < positions * (i * i + columns * o * o)
+def gradients_are_fewer(
+    o: int, i: int, *, positions: int, columns: int, entries: tuple[int, int] | None = None
+) -> bool:
+    """Whether rotating ``c`` gradients ``[o, i]`` takes less than rotating the rows behind them.
+
+    Args:
+        o: of the gradients.
+        i: likewise.
+        positions: rows of ``a`` behind each.
+        columns: gradients.
+        entries: multiply-adds of a row of ``g``, and of ``a``, times its basis; all by default.
+    """
+    G, A = entries or (o * o, i * i)
+    return columns * (i * G + o * A) < positions * (A + columns * G)
 
 
-def _rotated(J: Tensor, U_A: Tensor | None, U_G: Tensor | None) -> Tensor:
+def _rotated(J: Tensor, U_A: Matrix | None, U_G: Matrix | None) -> Tensor:
     """``U_G^T J U_A``; None is the identity."""
     J = J if U_A is None else _times(J, U_A)
     return J if U_G is None else _fit(U_G, J).mT @ J
 
 
-def _times(rows: Tensor, U: Tensor) -> Tensor:
+def _times(rows: Tensor, U: Matrix) -> Tensor:
     """``rows U`` for ``rows [(q,) .., t, d]`` and ``U [(q,) d, d]``."""
     if rows.shape[-2] == 1:  # in one product: else each example's single row reads all of U
         return (rows.flatten(U.ndim - 2, -2) @ U).reshape(rows.shape)
     return rows @ _fit(U, rows)
 
 
-def _fit(U: Tensor, rows: Tensor) -> Tensor:
+def _entries(U: Matrix | None, d: int) -> int:
+    return U.entries if isinstance(U, BlockDiagonal) else d * d
+
+
+def _fit(U: Matrix, rows: Tensor) -> Matrix:
     """``U [(q,) d, d]`` with dimensions of size one where the rows have theirs."""
     missing = rows.ndim - U.ndim
+    if isinstance(U, BlockDiagonal):
+        return U.unsqueezed(missing)
     return U.reshape(*U.shape[:-2], *[1] * missing, *U.shape[-2:])
-
-
-def _weighted(rows: Tensor, weights: Tensor | None) -> Tensor:
-    return rows if weights is None else rows * weights.unsqueeze(-1)

@@ -35,3 +35,11 @@ def test_the_code_of_the_guide_to_self_tuning_runs():
     for block in re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL):
         exec(compile(block, str(guide), "exec"), names)
     assert names["opt"].stats()["lr"] > 0
+
+
+def test_the_code_of_the_guide_to_speed_runs(capsys):
+    guide = GUIDE.with_name("speed.md")
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL):
+        exec(compile(block, str(guide), "exec"), names)
+    assert "A 601 in 3, G 40" in capsys.readouterr().out

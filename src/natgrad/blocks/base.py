@@ -41,6 +41,9 @@ class Block(nn.Module, ABC):
         dtype: dtype of the statistics, float32 or float64.
         device: where the statistics live.
         product_dtype: of the matrix products of :meth:`solve`; None the statistics'.
+        widest: two-factor blocks replace a wider factor by blocks on its diagonal; None never.
+        eigen: ``"fresh"``, or ``"warm"``: a step of orthogonal iteration from the last basis in
+            place of an eigendecomposition, from the second on, where factors get one.
     """
 
     eigenvalues_only: ClassVar[bool] = False  #: whether damping of factors makes no sense
@@ -59,9 +62,11 @@ class Block(nn.Module, ABC):
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         product_dtype: torch.dtype | None = None,
+        widest: int | None = None,
+        eigen: Literal["fresh", "warm"] = "fresh",
     ) -> None:
         super().__init__()
-        self.product_dtype = product_dtype
+        self.product_dtype, self.widest, self.eigen_kind = product_dtype, widest, eigen
         self._is_ready = False
         self._found: tuple[Moment, ...] | None = None
         self._lowered: dict[str, tuple[tuple[int, int], Tensor]] = {}
@@ -111,6 +116,12 @@ class Block(nn.Module, ABC):
     def count(self) -> int:
         """Equal blocks side by side, ``q`` or 1."""
         return self.groups[0] if self.groups else 1
+
+    @property
+    def sizes(self) -> str:
+        """Of what the block is made of, for reports."""
+        o, i = self.shape
+        return f"A {i}, G {o}"
 
     @abstractmethod
     def observe(self, sample: Sample) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from natgrad.blocks.sides import Side
 from natgrad.flops import Rows, Work, committed, gathering, passes, product
+from natgrad.split import GRAM_BLOCK
 
 __all__ = [
+    "from_left",
+    "from_right",
     "gathered",
     "per_example",
     "quotient",
     "rotated_gradients",
-    "rotation",
     "second_moment",
     "shifted",
     "squares",
@@ -32,33 +35,65 @@ def gathered(shape: tuple[int, int], rows: Rows, diagonal_input: bool) -> tuple[
     return outputs, passes(n * t * i, 4, 3, fresh=2)
 
 
-def second_moment(rows: int, d: int, diagonal: bool = False) -> tuple[Work, ...]:
-    """``sum a a^T`` over so many rows of width ``d``, and its way into the running mean."""
-    if diagonal:
-        return passes(rows, 3, 3), committed(d)
-    return product(d, rows, d), committed(d * d)
+def second_moment(rows: int, side: Side, mirrored: bool = False) -> tuple[Work, ...]:
+    """``sum a a^T`` over so many rows (:func:`natgrad.split.gram`), and its way into the mean.
+
+    Args:
+        rows: their number.
+        side: how the moment is kept.
+        mirrored: whether only blocks on and below the diagonal of a whole one are multiplied.
+    """
+    if side.diagonal:
+        return passes(rows, 3, 3), committed(side.width)
+    kept = committed(side.entries)
+    if side.split is not None:
+        each = (product(w, rows, w).again(b) for b, w in side.runs)
+        return *each, passes(side.entries, 2, fresh=1), kept
+    if not mirrored:
+        return product(side.width, rows, side.width), kept
+    whole, left = divmod(side.width, GRAM_BLOCK)
+    mean = (whole + 1) * GRAM_BLOCK // 2  # of the widths of the parts
+    parts = [product(GRAM_BLOCK, rows, mean).again(whole)]
+    parts += [product(left, rows, side.width)] if left else []
+    return *parts, passes(side.entries, 1, whole), kept
 
 
-def shifted(moment: float, d: int) -> tuple[Work, ...]:
+def shifted(moment: float, side: Side) -> tuple[Work, ...]:
     """The same of patches without unfolding, in so many multiply-adds (:mod:`natgrad.shifts`)."""
-    return Work("product", 2 * moment, moment / d, d), committed(d * d)
+    taken = () if side.split is None else (passes(side.entries, 4, fresh=2),)
+    made = Work("product", 2 * moment, moment / side.width, side.width)
+    return made, *taken, committed(side.entries)
 
 
-def rotated_gradients(shape: tuple[int, int], rows: Rows) -> tuple[Work, ...]:
+def from_right(rows: int, side: Side) -> tuple[Work, ...]:
+    """So many rows times ``X [d, d]``, such as a basis; nothing where it is diagonal."""
+    products = (product(rows, w, w, b) for b, w in side.runs)
+    return *products, *_regrouped(rows, side, 4)
+
+
+def from_left(side: Side, columns: int, stack: int = 1) -> tuple[Work, ...]:
+    """``X [d, d]`` times so many columns, ``stack`` of these."""
+    products = (product(w, w, columns, b * stack) for b, w in side.runs)
+    return *products, *_regrouped(columns * stack, side, 2)
+
+
+def _regrouped(vectors: int, side: Side, count: int) -> tuple[Work, ...]:
+    """What stacks of blocks make of vectors is put side by side again."""
+    return () if side.split is None else (passes(vectors * side.width, count, fresh=count / 2),)
+
+
+def rotated_gradients(
+    shape: tuple[int, int], rows: Rows, input: Side, output: Side
+) -> tuple[Work, ...]:
     """``U_G^T J U_A`` of each example and column."""
     o, i = shape
     count = rows.columns * rows.examples
-    return product(count * o, i, i), product(o, o, i, count)
+    return *from_right(count * o, input), *from_left(output, i, count)
 
 
 def weighted(rows: int, d: int) -> tuple[Work, ...]:
     """Squared lengths of so many rows, and the rows times a weight each."""
     return (passes(rows * d, 5, 3, fresh=2),)
-
-
-def rotation(rows: int, d: int) -> tuple[Work, ...]:
-    """So many rows times a basis ``[d, d]``."""
-    return (product(rows, d, d),)
 
 
 def per_example(shape: tuple[int, int], rows: Rows) -> tuple[Work, ...]:

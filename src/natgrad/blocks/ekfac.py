@@ -10,15 +10,22 @@ from torch import Tensor
 
 from natgrad import linalg
 from natgrad.blocks.base import Block
-from natgrad.blocks.counts import per_example, rotated_gradients, rotation, squares
+from natgrad.blocks.counts import (
+    from_left,
+    from_right,
+    per_example,
+    rotated_gradients,
+    squares,
+)
 from natgrad.blocks.kfac import KFAC
 from natgrad.blocks.tkfac import TKFAC
 from natgrad.blocks.two_factor import TwoFactor
 from natgrad.damping import Constant, EigenvalueDamping
 from natgrad.decompose import Decomposition, Factor
-from natgrad.flops import Cost, Rows, Work, committed, passes, product, rows_pay
+from natgrad.flops import Cost, Rows, Work, committed, passes, product
 from natgrad.moments import Moment
 from natgrad.sample import Sample, gradients_are_fewer
+from natgrad.split import Matrix, dense
 
 __all__ = ["EKFAC", "TEKFAC", "EKFACRa", "EigenCorrected", "TEKFACRa"]
 
@@ -59,6 +66,11 @@ class EigenCorrected(Block):
         self.basis = type(self).of(shape, **{**kwargs, "damping": Constant(0.0)})
         self.scale = self._moment(*shape)
 
+    @property
+    def sizes(self) -> str:
+        """Of the two-factor block."""
+        return self.basis.sizes
+
     def observe(self, sample: Sample) -> None:
         """The moments of the two-factor block."""
         self.basis.observe(sample)
@@ -90,7 +102,7 @@ class EigenCorrected(Block):
         self.basis.load(decompositions)
         if self.is_ready:
             R_A, R_G = (
-                None if before is None or after.vectors is None else before.mT @ after.vectors
+                None if before is None or after.vectors is None else _between(before, after.vectors)
                 for before, after in zip(old, self.basis.eigen(), strict=True)
             )
             self.scale.value.copy_(_carried(self.scale.value, R_A, R_G))
@@ -121,7 +133,7 @@ class EigenCorrected(Block):
 
     def rows_pay(self, count: int) -> bool:
         """Where rows are few: two of the four products are of them then."""
-        return not self.basis.diagonal_input and rows_pay(self.shape, count)
+        return self.basis.few(count)
 
     def solve_rows(self, rows: Sample) -> Tensor:
         """The same with ``U_G^T M U_A = (g U_G)^T (a U_A)``, where the rows are few."""
@@ -156,23 +168,25 @@ class EigenCorrected(Block):
     def _scaling(self, rows: Rows) -> tuple[Work, ...]:
         """:meth:`rescale`."""
         shape, (n, t, c) = self.shape, rows[:3]
-        o, i = shape
+        (o, i), A, G = shape, self.basis.input, self.basis.output
         if self.estimator == "ra":
             means = product(o, n * t, i).times(c), passes(c * o * i, 4, 3, fresh=2)
-            return *means, *rotated_gradients(shape, rows._replace(examples=1)), committed(o * i)
-        if not self.diagonal_input and gradients_are_fewer(o, i, positions=t, columns=c):
-            each = *per_example(shape, rows), *rotated_gradients(shape, rows)
+            turned = rotated_gradients(shape, rows._replace(examples=1), A, G)
+            return *means, *turned, committed(o * i)
+        if not self.diagonal_input and gradients_are_fewer(
+            o, i, positions=t, columns=c, entries=(G.entries, A.entries)
+        ):
+            each = *per_example(shape, rows), *rotated_gradients(shape, rows, A, G)
             return *each, passes(c * n * o * i, 3, 2), committed(o * i)
-        turned = (*rotation(c * n * t, o), *(() if self.diagonal_input else rotation(n * t, i)))
+        turned = *from_right(c * n * t, G), *from_right(n * t, A)
         return *turned, *squares(shape, rows, self.diagonal_input)
 
     def _carrying(self) -> tuple[Work, ...]:
         """The running scale's way to a new basis, in :meth:`load`."""
-        o, i = self.shape
-        sides = (o,) if self.diagonal_input else (o, i)
-        moved = [passes(d * d, 4, 2, fresh=2) for d in sides]
-        products = (*(product(d, d, d) for d in sides), *(product(o, d, i) for d in sides))
-        return *products, *moved, passes(o * i, 2)
+        (o, i), A, G = self.shape, self.basis.input, self.basis.output
+        between = [product(w, w, w, b) for side in (A, G) for b, w in side.runs]
+        moved = [passes(side.entries, 4, 2, fresh=2) for side in (A, G) if not side.diagonal]
+        return *between, *from_left(G, i), *from_right(o, A), *moved, passes(o * i, 2)
 
     def _reading_scales(self) -> tuple[Work, ...]:
         """:meth:`scales`, on top of what a two-factor block does in its eigenbases."""
@@ -188,9 +202,8 @@ class EigenCorrected(Block):
         A, G = self.basis.eigen()
         s = self.scales()
         assert G.vectors is not None
-        Q = linalg.kron(
-            G.vectors, torch.ones_like(A.values).diag_embed() if A.vectors is None else A.vectors
-        )
+        U_A = torch.ones_like(A.values).diag_embed() if A.vectors is None else dense(A.vectors)
+        Q = linalg.kron(dense(G.vectors), U_A)
         return (Q * s.flatten(-2).unsqueeze(-2)) @ Q.mT
 
     def eigenvalues(self) -> Tensor:
@@ -227,7 +240,12 @@ class TEKFACRa(TEKFAC):
     estimator = "ra"
 
 
-def _carried(s: Tensor, R_A: Tensor | None, R_G: Tensor | None) -> Tensor:
+def _between(old: Matrix, new: Matrix) -> Matrix:
+    """``U_old^T U_new``."""
+    return old.mT @ new
+
+
+def _carried(s: Tensor, R_A: Matrix | None, R_G: Matrix | None) -> Tensor:
     """``(R_G o R_G)^T s (R_A o R_A)``; None is the identity."""
     s = s if R_G is None else R_G.square().mT @ s
     return s if R_A is None else s @ R_A.square()

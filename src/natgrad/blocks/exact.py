@@ -59,7 +59,7 @@ class Exact(Block):
         """Take its eigendecomposition."""
         found = decompositions["F"]
         assert isinstance(found, Eigen)
-        assert found.vectors is not None
+        assert isinstance(found.vectors, Tensor)
         self.get_buffer("F_values").copy_(found.values)
         self.get_buffer("F_vectors").copy_(found.vectors)
         self.ready.fill_(True)

@@ -40,8 +40,9 @@ class KFAC(TwoFactor):
         """``2 n t (i^2 + c o^2)`` flop."""
         if self.shared == "reduce":
             sample = sample.reduced()
-        self.A.add(sample.input_moment(), sample.examples * sample.positions)
-        self.G.add(sample.output_moment(), sample.examples)
+        a, g = self.input.split, self.output.split
+        self.A.add(sample.input_moment(split=a), sample.examples * sample.positions)
+        self.G.add(sample.output_moment(split=g), sample.examples)
 
     def skip(self, examples: int) -> None:
         """``G`` is a mean over all examples; ``A`` one over the rows that the layer saw."""

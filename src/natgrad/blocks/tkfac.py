@@ -45,8 +45,8 @@ class TKFAC(TwoFactor):
         if self.shared == "reduce":
             sample = sample.reduced()
         a2, g2 = sample.input_norms(), sample.output_norms()
-        self.A.add(sample.input_moment(g2), sample.examples)
-        self.G.add(sample.output_moment(a2), sample.examples)
+        self.A.add(sample.input_moment(g2, self.input.split), sample.examples)
+        self.G.add(sample.output_moment(a2, self.output.split), sample.examples)
         self.delta.add((a2 * g2).sum((-2, -1)), sample.examples)
 
     def _observing(self, rows: Rows) -> tuple[Work, ...]:
@@ -60,6 +60,7 @@ class TKFAC(TwoFactor):
         """``sqrt(delta) Phi`` and ``sqrt(delta) Psi``."""
         delta = self.delta.mean()
         root = delta.clamp_min(torch.finfo(delta.dtype).tiny).rsqrt()
-        A, G = self.A.mean(), self.G.mean()
-        over_A = root.unsqueeze(-1) if self.diagonal_input else root[..., None, None]
-        return A * over_A, G * root[..., None, None]
+        over_A, over_G = (
+            root.reshape(*root.shape, *[1] * len(side.shape)) for side in (self.input, self.output)
+        )
+        return self.A.mean() * over_A, self.G.mean() * over_G

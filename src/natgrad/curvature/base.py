@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
 from natgrad.layers import LayerView
 from natgrad.sample import Sample
+from natgrad.schedule import EVERY
 
 __all__ = ["NO_STATISTICS", "Curvature", "RowsOf", "Solved"]
 
@@ -51,7 +52,7 @@ class Curvature(Protocol):
             index: of the layer's view.
             sample: paired rows.
             number: of the forward pass.
-            refreshing: whether the coming step decomposes anew.
+            refreshing: whether the coming step decomposes the layer anew.
         """
 
     def waiting(self) -> Iterable[tuple[str, Tensor]]:
@@ -60,16 +61,16 @@ class Curvature(Protocol):
     def discard(self) -> None:
         """Drop what waits."""
 
-    def commit(self, loss_scale: float, refreshing: bool) -> None:
+    def commit(self, loss_scale: float, due: Collection[int]) -> None:
         """Let what waits enter the statistics.
 
         Args:
             loss_scale: what the user's loss was multiplied by for its backward pass.
-            refreshing: whether :meth:`refresh` follows.
+            due: the layers that :meth:`refresh` will then decompose, by index.
         """
 
-    def refresh(self) -> None:
-        """Decompose anew."""
+    def refresh(self, due: Collection[int] = EVERY) -> None:
+        """Decompose these layers anew."""
 
     def solve(self, rows: RowsOf | None = None) -> list[Solved]:
         """The natural gradient of every layer that has one.

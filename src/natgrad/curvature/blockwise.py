@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from natgrad.flops import Rows
 from natgrad.layers import LayerView
 from natgrad.moments import Moment
 from natgrad.sample import Sample
+from natgrad.schedule import EVERY
 
 __all__ = ["FAILURES_ALLOWED", "HELD_BYTES", "Blockwise"]
 
@@ -38,7 +40,7 @@ class Blockwise:
         scaled_by_batch: whether the samples are of the user's own loss, a mean over examples.
         scaled_by_loss: whether the samples are of the user's own loss at all.
         keeps_plain: whether the plain gradients of fused layers are wanted too.
-        product_dtype: of the products of each solve; None that of the statistics.
+        options: whatever else the blocks take; those that are None are left out.
     """
 
     def __init__(
@@ -51,13 +53,12 @@ class Blockwise:
         scaled_by_batch: bool,
         scaled_by_loss: bool,
         keeps_plain: bool,
-        product_dtype: torch.dtype | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.block = block
         self.damping: object = damping
-        self.settings: dict[str, Any] = {"damping": damping, "decay": decay, "shared": shared}
-        if product_dtype is not None:
-            self.settings["product_dtype"] = product_dtype
+        given = {name: value for name, value in options.items() if value is not None}
+        self.settings = {"damping": damping, "decay": decay, "shared": shared, **given}
         self.scaled_by_batch, self.scaled_by_loss = scaled_by_batch, scaled_by_loss
         self.keeps_plain = keeps_plain
         self.layers: list[Layer] = []
@@ -114,34 +115,38 @@ class Blockwise:
         for layer in self._known.values():
             layer.discard()
 
-    def commit(self, loss_scale: float, refreshing: bool) -> None:
+    def commit(self, loss_scale: float, due: Collection[int]) -> None:
         """Moments of the basis first; of the scale once the new basis is there, if one comes."""
-        for layer in self.layers:
+        moments: list[Moment] = []
+        for index, layer in enumerate(self.layers):
             factor = layer.loss.factor() if self.scaled_by_batch else 1.0
             factor = factor / loss_scale if self.scaled_by_loss else factor
             layer.loss.clear()
             for moment in layer.block.moments():
                 moment.correct(factor)
             layer.held = [sample.scaled(factor) for sample in layer.held]
-        if refreshing:
-            _commit([m for layer in self.layers for m in layer.block.basis_moments()])
-        else:
-            _commit([m for layer in self.layers for m in layer.block.moments()])
+            if index in due:
+                moments += layer.block.basis_moments()
+            else:
+                layer.measure()
+                moments += layer.block.moments()
+        _commit(moments)
 
     # decompositions -----------------------------------------------------------------------------
 
-    def refresh(self) -> None:
-        """Decompose every layer that has statistics, and measure scales in the new bases.
+    def refresh(self, due: Collection[int] = EVERY) -> None:
+        """Decompose the layers due that have statistics, and measure scales in the new bases.
 
         Raises:
             RuntimeError: no layer has statistics, or one failed too often in a row.
         """
-        observed = [layer for layer in self.layers if layer.block.observed()]
+        observed = [index for index, layer in enumerate(self.layers) if layer.block.observed()]
         if not observed:
             raise RuntimeError(NO_STATISTICS)
-        self._spread_damping()
-        found = decompose_each([layer.block.factors() for layer in observed])
-        for layer, results in zip(observed, found, strict=True):
+        self._give_damping(due)
+        chosen = [self.layers[index] for index in observed if index in due]
+        found = decompose_each([layer.block.factors() for layer in chosen])
+        for layer, results in zip(chosen, found, strict=True):
             good = {name: result for name, result in results.items() if result is not None}
             if len(good) == len(results):
                 layer.block.load(good)
@@ -149,13 +154,11 @@ class Blockwise:
             else:
                 _failed(layer, sorted(set(results) - set(good)))
         for layer in self.layers:
-            for sample in layer.held:
-                layer.block.rescale(sample)
-            layer.held.clear()
+            layer.measure()
         _commit([m for layer in self.layers for m in layer.block.moments()])
 
-    def _spread_damping(self) -> None:
-        """Ask a damping that looks at all layers what each of them gets."""
+    def _give_damping(self, due: Collection[int]) -> None:
+        """Ask a damping that looks at all layers what each of those due gets."""
         if not isinstance(self.damping, NetworkDamping):
             return
         facts = [
@@ -169,8 +172,9 @@ class Blockwise:
                 f"natgrad: {type(self.damping).__name__}.across gave {len(given)} dampings for "
                 f"{len(facts)} layers; it must give one for each, or None"
             )
-        for layer, damping in zip(self.layers, given, strict=True):
-            layer.give(damping)
+        for index, (layer, damping) in enumerate(zip(self.layers, given, strict=True)):
+            if index in due:
+                layer.give(damping)
 
     # gradients ----------------------------------------------------------------------------------
 
@@ -198,7 +202,7 @@ class Blockwise:
     def solve(self, rows: RowsOf | None = None) -> list[Solved]:
         """Every layer with a gradient and a decomposition."""
         if any(layer.block.solves_with_moments for layer in self.layers):
-            self._spread_damping()
+            self._give_damping(EVERY)
         found = (_solved(layer, k, rows) for k, layer in enumerate(self.layers))
         solved = [each for each in found if each is not None]
         for layer in self.layers:

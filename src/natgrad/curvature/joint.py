@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from natgrad.flops import EIGH, Rows
 from natgrad.layers import LayerView
 from natgrad.linalg import Eigen
 from natgrad.sample import Sample, statistics_dtype
+from natgrad.schedule import EVERY
 
 __all__ = ["LIMIT_BYTES", "Joint"]
 
@@ -106,7 +107,7 @@ class Joint:
         self._factor.clear()
         self._loss.clear()
 
-    def commit(self, loss_scale: float, refreshing: bool) -> None:
+    def commit(self, loss_scale: float, due: Collection[int]) -> None:
         """The gradients of this step take the place of the last ones."""
         if not self._waiting:
             return
@@ -137,7 +138,7 @@ class Joint:
             parts.append(J)
         return torch.cat(parts, dim=-1)
 
-    def refresh(self) -> None:
+    def refresh(self, due: Collection[int] = EVERY) -> None:
         """Forget the last decomposition; the next solve makes its own.
 
         Raises:
@@ -282,7 +283,7 @@ def _eigen(J: Tensor, examples: int, exact: bool) -> Eigen:
     if exact or not bool(ok):
         squared, V = linalg.right_singular(J)
         return Eigen(squared / examples, V)
-    assert K.vectors is not None
+    assert isinstance(K.vectors, Tensor)
     seen = K.values > torch.finfo(J.dtype).eps * R * K.values.amax()  # the rest has no direction
     roots = torch.where(seen, K.values, torch.ones_like(K.values)).rsqrt() * seen
     return Eigen(K.values / examples, J.mT @ (K.vectors * roots))
@@ -293,7 +294,7 @@ def _range_solve(F: Eigen, g: Tensor, ridge: float) -> Tensor:
 
     Where ``F`` is too small to be told from rounding, so must be ``g`` for its component to count.
     """
-    assert F.vectors is not None
+    assert isinstance(F.vectors, Tensor)
     V, l, eps = F.vectors, F.values, torch.finfo(g.dtype).eps
     g = g.double()
     noise = 100 * eps * g.norm()

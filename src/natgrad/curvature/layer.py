@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from natgrad.flops import Rows
 from natgrad.layers import LayerView
 from natgrad.sample import Sample, statistics_dtype
 
-__all__ = ["Accumulated", "Layer", "key_of", "new_block"]
+__all__ = ["Accumulated", "Layer", "key_of", "new_block", "remark_unheard"]
 
 
 @dataclass
@@ -81,6 +83,21 @@ class Layer:
         self.block.damping = self._own if damping is None else Given(damping.ridge)
         self.scale = 1.0 if damping is None else float(damping.scale)
 
+    def measure(self) -> None:
+        """Let the scale of the samples held, in the basis now in use, wait for the commit."""
+        for sample in self.held:
+            self.block.rescale(sample)
+        self.held.clear()
+
+    def cost(self) -> float:
+        """Of a decomposition, in flop; on paper."""
+        counted = self.block.flops(Rows()).decomposition
+        return counted if isfinite(counted) else float(sum(d**3 for d in self.block.shape))
+
+    def is_unheard(self) -> bool:
+        """Whether it has a gradient, but none came some way that the tap hears."""
+        return not self.block.observed() and (M := self.view.grad()) is not None and bool(M.any())
+
     def discard(self) -> None:
         """Drop what waits for a step."""
         self.natural, self.plain = False, None
@@ -132,3 +149,18 @@ def new_block(block: type[Block], view: LayerView, **kwargs: Any) -> Block:
         view.shape, groups=view.groups, diagonal_input=view.diagonal_input,
         dtype=statistics_dtype(weight.dtype), device=weight.device, **kwargs,
     )  # fmt: skip
+
+
+def remark_unheard(layers: Iterable[Layer]) -> bool:
+    """Warn of layers whose gradient came some way that the tap does not hear, if there are any."""
+    unheard = [repr(layer.view.name) for layer in layers if layer.is_unheard()]
+    if unheard:
+        warnings.warn(
+            f"natgrad: {', '.join(unheard)}: a gradient but no statistics, so it stays plain. "
+            "Layers are heard where they are called as modules within a forward of the model "
+            "that the optimizer was made from (a part that torch.compile has run before: make "
+            "the optimizer first, or call torch.compiler.reset())",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    return bool(unheard)

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from natgrad.damping.base import checked
-from natgrad.linalg import factored_ridges
 
-__all__ = ["Constant", "Factored", "Given", "split_ridge"]
+__all__ = ["Constant", "Factored", "Given", "factored_ridges", "split_ridge"]
 
 
 @dataclass
@@ -71,3 +70,20 @@ class Given:
 def split_ridge(value: Tensor, trace_A: Tensor, trace_G: Tensor) -> tuple[Tensor, Tensor]:
     """``(p sqrt(value), sqrt(value) / p)`` with ``p = sqrt(tr A / tr G)``, 1 if that is no use."""
     return factored_ridges(trace_A, trace_G, value)
+
+
+def factored_ridges(
+    mean_A: Tensor, mean_G: Tensor, damping: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Factored Tikhonov ridges ``(pi sqrt(damping), sqrt(damping) / pi)`` for ``A`` and ``G``.
+
+    With ``mean_A = tr A / d`` and ``mean_G = tr G / m``, ``pi = sqrt(mean_A / mean_G)`` minimises
+    the trace norm of the cross terms of ``(G + sqrt(damping)/pi I) (x) (A + pi sqrt(damping) I)``
+    (Martens & Grosse 2015, section 6.3; MATH 1, V:B8, V:B9). Where a mean is zero or not finite,
+    ``pi = 1``.
+    """
+    ratio = mean_A / mean_G
+    usable = torch.isfinite(ratio) & (ratio > 0)
+    pi = torch.where(usable, ratio, torch.ones_like(ratio)).sqrt()
+    root = torch.as_tensor(damping, dtype=mean_A.dtype, device=mean_A.device).sqrt()
+    return pi * root, root / pi

@@ -56,8 +56,8 @@ class NaturalGradient(torch.optim.Optimizer):
             quadratic model's; ``stats()["reduction_ratio"]``. None never does.
         average: decay of a running average of the iterates, for :meth:`averaged`; None keeps none.
         kwargs: everything else :class:`natgrad.Preconditioner` takes: likelihood, fisher,
-            stats_every, refresh_every, decay, reduction, kl_clip, max_norm, shared, strict, fused,
-            logits, seed, nonfinite.
+            stats_every, refresh_every, burn_in, spread, decay, reduction, kl_clip, max_norm,
+            shared, strict, fused, product_dtype, widest, eigen, logits, seed, nonfinite.
 
     Raises:
         ValueError: an argument out of range, or nothing to precondition.

@@ -27,7 +27,7 @@ def whitening(Sigma: Tensor, eps: float, basis: str) -> tuple[Tensor, Tensor]:
         root = (Sigma.diagonal(dim1=-2, dim2=-1) + eps).sqrt().unsqueeze(-2)
         return 1 / root, root
     (l, E), succeeded = linalg.eigh(Sigma)
-    assert E is not None
+    assert isinstance(E, Tensor)
     root = (l + eps).sqrt()
     root = root.where(succeeded.unsqueeze(-1), torch.nan)
     P, P_inv = E.mT / root.unsqueeze(-1), E * root.unsqueeze(-2)
