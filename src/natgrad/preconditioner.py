@@ -55,6 +55,8 @@ class Preconditioner:
         likelihood: the model's output distribution, for the true Fisher; None takes the empirical
             Fisher from the user's own backward pass.
         fisher: ``"sampled"`` or ``"exact"``, with a likelihood.
+        stats_fraction: of every batch whose statistics are taken, its first examples; what they
+            cost falls with it, their noise grows. Batches should be shuffled.
         stats_every: steps between statistics.
         refresh_every: steps between decompositions, a multiple of which needs new statistics.
         burn_in: the first so many steps take statistics and decompose, each of them.
@@ -103,6 +105,7 @@ class Preconditioner:
         damping: float | Damping = 1e-3,
         likelihood: Likelihood | None = None,
         fisher: Literal["sampled", "exact"] = "sampled",
+        stats_fraction: float = 1.0,
         stats_every: int = 1,
         refresh_every: int = 1,
         burn_in: int = 0,
@@ -128,6 +131,7 @@ class Preconditioner:
         check_range("widest", widest, widest is None or widest >= 1, "at least 1, or None")
         check_choice("nonfinite", nonfinite, ("skip", "raise"))
         check_range("decay", decay, 0 <= decay <= 1, "in [0, 1]")
+        check_range("stats_fraction", stats_fraction, 0 < stats_fraction <= 1, "in (0, 1]")
         self.model, self.strict, self.guard = model, strict, Guard(nonfinite)
         self.schedule = Schedule(stats_every, refresh_every, burn_in, spread=spread)
         self.bounds, self.damping = Bounds(kl_clip, max_norm), checked(damping)
@@ -163,6 +167,7 @@ class Preconditioner:
         )
         self.tap = Tap(
             model, views, self._observe, likelihood=likelihood, fisher=fisher, logits=logits,
+            fraction=1.0 if issubclass(block, Joint) else stats_fraction,
             reduction=reduction, seed=seed, before=self._before,
         )  # fmt: skip
 

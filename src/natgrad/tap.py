@@ -286,6 +286,8 @@ class Tap:
     def _deliver(self, current: Pass, index: int, uses: list[Use], examples: int | None) -> None:
         sample = sample_of(uses, examples)
         scale = self._scale(sample.examples, examples)
+        if self.fraction < 1:
+            sample = sample.first(ceil(self.fraction * sample.examples))
         self.delivering = current.number
         self.deliver(index, sample.scaled(scale))
 
