@@ -63,7 +63,10 @@ def _of_the_lab(name: str, rhythm: Rhythm) -> Start:
 OURS: dict[str, tuple[type[NaturalGradient], dict[str, Any]]] = {
     "kfac": (natgrad.KFAC, {}),
     "kfac_fused": (natgrad.KFAC, {"fused": True}),
+    "kfac_quarter": (natgrad.KFAC, {"stats_fraction": 0.25}),
+    "kfac_bf16": (natgrad.KFAC, {"product_dtype": torch.bfloat16}),
     "ekfac": (natgrad.EKFAC, {}),
+    "ekfac_bf16": (natgrad.EKFAC, {"product_dtype": torch.bfloat16}),
     "tkfac": (natgrad.TKFAC, {}),
     "tekfac": (natgrad.TEKFAC, {}),
 }
