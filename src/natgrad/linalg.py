@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from natgrad.padded import times
 from natgrad.split import Matrix
 
 __all__ = [
@@ -182,8 +183,9 @@ def kron_solve(G_inv: Matrix, A_inv: Matrix, M: Tensor) -> Tensor:
     A one-dimensional ``A_inv`` is a diagonal matrix. With the factors themselves in place of the
     inverses this is the product ``(G (x) A) vec(M)``.
     """
-    half = G_inv @ M
-    return half * A_inv if isinstance(A_inv, Tensor) and A_inv.ndim == 1 else half @ A_inv
+    if isinstance(A_inv, Tensor) and A_inv.ndim == 1:
+        return (G_inv @ M) * A_inv
+    return times(G_inv @ M, A_inv)
 
 
 def kron_eigen_solve(
@@ -247,7 +249,7 @@ def rotated_product(U_G: Matrix | None, U_A: Matrix | None, M: Tensor, factor: T
 
 def _rotate(U_G: Matrix | None, U_A: Matrix | None, M: Tensor) -> Tensor:
     M = M if U_G is None else U_G.mT @ M
-    return M if U_A is None else M @ U_A
+    return M if U_A is None else times(M, U_A)
 
 
 def _rotate_back(U_G: Matrix | None, U_A: Matrix | None, R: Tensor) -> Tensor:

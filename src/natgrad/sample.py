@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from natgrad.padded import times
 from natgrad.patches import Patches
 from natgrad.split import BlockDiagonal, Matrix, Split, gram
 
@@ -314,7 +315,7 @@ def _rotated(J: Tensor, U_A: Matrix | None, U_G: Matrix | None) -> Tensor:
 def _times(rows: Tensor, U: Matrix) -> Tensor:
     """``rows U`` for ``rows [(q,) .., t, d]`` and ``U [(q,) d, d]``."""
     if rows.shape[-2] == 1:  # in one product: else each example's single row reads all of U
-        return (rows.flatten(U.ndim - 2, -2) @ U).reshape(rows.shape)
+        return times(rows.flatten(U.ndim - 2, -2), U).reshape(rows.shape)
     return rows @ _fit(U, rows)
 
 

@@ -14,6 +14,7 @@ from natgrad.damping import Damping, EigenvalueDamping, LevenbergMarquardt
 from natgrad.decompose import Decomposition, Factor
 from natgrad.flops import UNCOUNTED, Cost, Rows, Stages
 from natgrad.moments import Moment
+from natgrad.padded import padded_zeros
 from natgrad.sample import Sample
 
 __all__ = ["Block", "Shared"]
@@ -234,5 +235,5 @@ class Block(nn.Module, ABC):
         )  # fmt: skip
 
     def _zeros(self, name: str, *shape: int) -> None:
-        zeros = torch.zeros(*self.groups, *shape, dtype=self.dtype, device=self.device)
+        zeros = padded_zeros(*self.groups, *shape, dtype=self.dtype, device=self.device)
         self.register_buffer(name, zeros)
