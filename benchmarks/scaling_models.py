@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
 
 import torch
 
 from natgrad import blocks
 from natgrad.blocks import Block
-from natgrad.blocks.counts import per_example, quotient, rotation, second_moment
-from natgrad.flops import Rows, Stages, Work, backward_again, eigh, inverse, layer_passes, product
+from natgrad.flops import DECOMPOSITIONS, Rows, Stages, backward_again, layer_passes
 from natgrad.machine import H100, Machine
 
 METHODS = ("KFAC", "TKFAC", "EKFAC", "TEKFAC")
@@ -37,10 +35,11 @@ class Spec:
     count: int = 1
     embeds: bool = False  #: input rows are unit vectors; the head has the same matrix
 
-    def block(self, method: str) -> Block:
+    def block(self, method: str, widest: int | None = None) -> Block:
         return getattr(blocks, method)(
-            (self.o, self.i), damping=1e-3, device=torch.device("meta"), diagonal_input=self.embeds
-        )
+            (self.o, self.i), damping=1e-3, device=torch.device("meta"),
+            diagonal_input=self.embeds, widest=widest,
+        )  # fmt: skip
 
 
 def gpt(width: int, depth: int) -> list[Spec]:
@@ -84,10 +83,11 @@ def summed(found: Iterable[Stages], counts: Iterable[int]) -> Stages:
     return total
 
 
-def stages_of(specs: Sequence[Spec], method: str, tokens: int, machine: Machine) -> Stages:
+def stages_of(
+    specs: Sequence[Spec], method: str, tokens: int, widest: int | None, machine: Machine
+) -> Stages:
     """Seconds of each stage, all layers."""
-    rows = rows_of(tokens)
-    found = (machine.stages(spec.block(method).cost(rows)) for spec in specs)
+    found = (machine.stages(spec.block(method, widest).cost(rows_of(tokens))) for spec in specs)
     return summed(found, (spec.count for spec in specs))
 
 
@@ -111,49 +111,15 @@ def memory(specs: Iterable[Spec], method: str) -> tuple[float, float]:
     return kept, waiting
 
 
-# factors cut into diagonal blocks ----------------------------------------------------------------
+# factors split into diagonal blocks --------------------------------------------------------------
 
 
-def cut(d: int, widest: int | None) -> tuple[int, int]:
-    """Number and width of the diagonal blocks of a factor."""
-    parts = 1 if widest is None else ceil(d / widest)
-    return parts, ceil(d / parts)
+def split_memory(specs: Iterable[Spec], widest: int | None) -> float:
+    """Factors and inverses, in float32."""
+    return sum(spec.count * spec.block("KFAC", widest).state_bytes() for spec in specs)
 
 
-def cut_stages(
-    spec: Spec, method: str, tokens: int, widest: int | None, machine: Machine
-) -> Stages:
-    """Of one layer, its dominant operations only, if its factors were cut (not built)."""
-    rows = rows_of(tokens)
-    corrected = method == "EKFAC"
-    sides = [(spec.o, spec.i)] if spec.embeds else [(spec.o, spec.i), (spec.i, spec.o)]
-    statistics: list[Work] = []
-    decomposition: list[Work] = []
-    solve: list[Work] = [*quotient(spec.o * spec.i)] if corrected else []
-    for d, other in sides:
-        parts, size = cut(d, widest)
-        statistics += parts * [*second_moment(tokens, size)]
-        decomposition += parts * [eigh(size) if corrected else inverse(size)]
-        solve += (2 if corrected else 1) * parts * [product(size, size, other)]
-        if corrected:
-            statistics += parts * [*rotation(tokens, size)]
-    if corrected and not spec.embeds:
-        statistics += per_example((spec.o, spec.i), rows)
-    found = (machine.seconds(stage) for stage in (statistics, decomposition, solve))
-    return Stages(*found)
-
-
-def cut_memory(specs: Iterable[Spec], widest: int | None) -> float:
-    """Factors and inverses, or factors and bases, in float32."""
-    total = 0.0
-    for spec in specs:
-        for d in (spec.o,) if spec.embeds else (spec.o, spec.i):
-            parts, size = cut(d, widest)
-            total += 8.0 * spec.count * parts * size**2
-    return total
-
-
-def cut_ratio(
+def split_ratio(
     specs: Sequence[Spec], method: str, widest: int | None, devices: int, machine: Machine
 ) -> str:
     """Seconds of a step over those of the plain model at 10/100, 8192 tokens on each device.
@@ -161,10 +127,8 @@ def cut_ratio(
     Decompositions and solves of whole factors are dealt out; no device is done before the largest
     one. What devices send each other is left out.
     """
-    counts = [spec.count for spec in specs]
     own, again = model_seconds(specs, 8192)
-    each = [cut_stages(spec, method, 8192, widest, machine) for spec in specs]
-    total = summed(each, counts)
+    total = stages_of(specs, method, 8192, widest, machine)
     decomposition = max(total.decomposition / devices, longest(specs, method, widest, machine))
     extra = (again + total.statistics) / 10 + decomposition / 100 + total.solve / devices
     return f"{(own + extra) / own:.2f}"
@@ -172,9 +136,13 @@ def cut_ratio(
 
 def longest(specs: Iterable[Spec], method: str, widest: int | None, machine: Machine) -> float:
     """Seconds of the largest single decomposition."""
-    work = eigh if method == "EKFAC" else inverse
-    dense = [d for spec in specs for d in ((spec.o,) if spec.embeds else (spec.o, spec.i))]
-    return max(machine.seconds([work(cut(d, widest)[1])]) for d in dense)
+    found = (
+        machine.seconds([work]) / work.calls
+        for spec in specs
+        for work in spec.block(method, widest).cost(Rows()).decomposition
+        if work.kind in DECOMPOSITIONS
+    )
+    return max(found)
 
 
 # tables ------------------------------------------------------------------------------------------
@@ -208,7 +176,9 @@ def print_seconds(tokens: int) -> None:
     for name, specs in MODELS.items():
         own, again = model_seconds(specs, tokens)
         for method in METHODS:
-            each = [stages_of(specs, method, tokens, machine) for machine in MACHINES.values()]
+            each = [
+                stages_of(specs, method, tokens, None, machine) for machine in MACHINES.values()
+            ]
             cells = [name, method, f"{own:.3g}", f"{again:.3g}"]
             cells += [" / ".join(f"{x:.3g}" for x in column) for column in zip(*each, strict=True)]
             for s, r in ((1, 10), (10, 100)):
@@ -220,20 +190,20 @@ def print_seconds(tokens: int) -> None:
     table(header, lines)
 
 
-def print_cuts() -> None:
+def print_splits() -> None:
     lines = []
     for name, specs in MODELS.items():
         for widest in (None, 4096, 2048, 1024):
             label = "whole" if widest is None else str(widest)
-            cells = [name, label, gib(cut_memory(specs, widest))]
+            cells = [name, label, gib(split_memory(specs, widest))]
             cells += [
-                cut_ratio(specs, method, widest, devices, TF32)
+                split_ratio(specs, method, widest, devices, TF32)
                 for method in ("KFAC", "EKFAC")
                 for devices in (1, 8, 64)
             ]
             lines.append(cells)
     on = [f"{method}, {k}" for method in ("KFAC", "EKFAC") for k in (1, 8, 64)]
-    print("Factors cut to a width, work dealt out to devices; ratio at 10/100 with TF32:\n")
+    print("Factors split at a width, work dealt out to devices; ratio at 10/100 with TF32:\n")
     table(["model", "widest factor", "GiB", *on], lines)
 
 
@@ -241,4 +211,4 @@ if __name__ == "__main__":
     print_memory()
     for tokens in (8192, 65536):
         print_seconds(tokens)
-    print_cuts()
+    print_splits()

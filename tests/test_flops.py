@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from natgrad import blocks
 from natgrad.damping import Constant
 from natgrad.decompose import decompose
-from natgrad.flops import Cost, Rows, Stages, Work, layer_passes, model_flops, product
+from natgrad.flops import WARM, Cost, Rows, Stages, Work, layer_passes, model_flops, product
+from natgrad.patches import Patches, Window
 from natgrad.sample import OneHot, Sample
 
 N, O, I = 5, 3, 4
@@ -144,3 +145,78 @@ def test_costs_side_by_side_stack_products_and_repeat_decompositions():
 def test_the_layers_own_passes_are_three_products():
     rows = Rows(N, 7)
     assert sum(work.flops for work in layer_passes(O, I, rows)) == model_flops(O, I, rows)
+
+
+SPLIT = 2  #: 3 outputs in blocks of 2 and 1, 4 inputs in two of 2
+
+
+@pytest.mark.parametrize("kind", ["KFAC", "TKFAC", "EKFAC", "TEKFAC", "EKFACRa", "TEKFACRa"])
+@pytest.mark.parametrize("damping", [0.1, Constant(0.1)])
+@pytest.mark.parametrize("rows", [Rows(N), Rows(N, 2), Rows(N, 7, 2)])
+@pytest.mark.parametrize("q", [(), (2,)])
+def test_products_of_split_factors_are_counted_block_by_block(kind, damping, rows, q):
+    kwargs = {"damping": damping, "groups": q}
+    block, sample = block_of(kind, widest=SPLIT, **kwargs), sample_of(rows, q)
+    learned(block, sample)
+    decomposed(block)
+    cost, whole = block.cost(rows), block_of(kind, **kwargs).cost(rows)
+    assert counted(lambda: learned(block, sample)) == products(cost.statistics)
+    assert counted(lambda: decomposed(block)) == products(cost.decomposition)
+    assert counted(lambda: block.solve(torch.randn(*q, O, I))) == products(cost.solve)
+    assert products(cost.statistics) < products(whole.statistics)
+    assert products(cost.solve) < products(whole.solve)
+
+
+def test_split_embeddings_and_decompositions():
+    block, sample = (
+        block_of("EKFACRa", widest=SPLIT, diagonal_input=True),
+        sample_of(Rows(N), (), True),
+    )
+    learned(block, sample)
+    decomposed(block)
+    assert counted(lambda: learned(block, sample)) == products(block.cost(Rows(N)).statistics)
+    factored = block_of("KFAC", widest=SPLIT, groups=(3,))
+    assert factored.flops(Rows(N)).decomposition == 3 * (2**3 + 1 + 2 * 2**3)
+    assert [work.calls for work in factored.cost(Rows(N)).decomposition[:3]] == [6, 3, 3]
+
+
+@pytest.mark.parametrize("widest", [None, SPLIT])
+def test_warm_bases_count_two_products_and_an_orthogonal_factorisation(widest):
+    block, sample = block_of("EKFAC", eigen="warm", widest=widest), sample_of(Rows(N))
+    learned(block, sample)
+    decomposed(block)
+    work = block.cost(Rows(N)).decomposition
+    warm = [each for each in work if each.kind == "warm"]
+    cubes = sum(each.flops for each in warm) / WARM
+    assert not any(each.kind == "eigh" for each in work)
+    assert cubes == pytest.approx(O**3 + I**3 if widest is None else 8 + 1 + 2 * 8)
+    # torch counts the two products, and no factorisation
+    assert counted(lambda: decomposed(block)) == pytest.approx(products(work) + 4 * cubes)
+
+
+@pytest.mark.parametrize("width", [511, 512, 600, 1024])
+def test_wide_moments_on_the_cpu_are_half_of_a_product(width):
+    block = blocks.KFAC((2, width), damping=0.1)
+    sample = Sample(torch.randn(3, 1, width), torch.randn(1, 3, 1, 2))
+    cost = block.cost(Rows(3))
+    assert counted(lambda: block.observe(sample)) == products(cost.statistics)
+    meta = blocks.KFAC((2, width), damping=0.1, device=torch.device("meta")).cost(Rows(3))
+    assert (meta == cost) == (width < 512)
+
+
+@pytest.mark.parametrize("widest", [None, 30, 4])
+@pytest.mark.parametrize("space", [2, 12])
+def test_moments_of_images_are_counted_the_way_they_are_taken(widest, space):
+    image = torch.randn(2, 8, space, space)
+    patches = Patches(image, Window((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)), ones=True))
+    sample = Sample(patches, torch.randn(1, 2, space**2, O))
+    block = blocks.KFAC((O, 73), damping=0.1, widest=widest)
+    cost = block.cost(Rows(2, space**2, 1, 9, sample.input_products()))
+    found = counted(lambda: block.observe(sample))
+    gathers = any(work.kind == "gather" for work in cost.statistics)
+    assert gathers == ("rows" in vars(patches))
+    if gathers:
+        assert found == products(cost.statistics)
+    reference = blocks.KFAC((O, 73), damping=0.1, widest=widest)
+    reference.observe(Sample(patches.rows, sample.g))
+    assert torch.allclose(block.A.pending, reference.A.pending, rtol=1e-4, atol=1e-4)

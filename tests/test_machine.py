@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from natgrad import blocks
-from natgrad.flops import Cost, Rows, eigh, gathering, inverse, passes, product
+from natgrad.flops import Cost, Rows, eigh, gathering, inverse, passes, product, warm
 from natgrad.machine import DECOMPOSED, H100, WIDTHS, Machine, rate_at
 
 SIMPLE = Machine(
@@ -36,6 +36,8 @@ def test_the_slower_of_arithmetic_and_memory_counts():
 def test_decompositions_go_by_their_own_rates():
     assert SIMPLE.seconds([inverse(10)]) == 1000 / 10
     assert SIMPLE.seconds([eigh(10)]) == 9000 / 9
+    assert SIMPLE.seconds([warm(10)]) == pytest.approx(20000 / 3 / 9)
+    assert replace(SIMPLE, warms=((1, 20.0),)).seconds([warm(10)]) == pytest.approx(1000 / 3)
 
 
 def test_passes_move_words_and_every_kernel_has_its_overhead():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from itertools import pairwise
 
@@ -21,11 +22,12 @@ from natgrad.pace import SLOWER, remarked
 AUTOENCODER = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
 
 
-def layers_of(model: nn.Module, kind: str, rows: Rows) -> list[Layer]:
+def layers_of(model: nn.Module, kind: str, rows: Rows, **kwargs) -> list[Layer]:
     """On the meta device: shapes without weights."""
     views, _ = views_of(model)
     block = getattr(blocks, kind)
-    layers = [Layer(v, new_block(block, v, damping=0.1, decay=0.9, shared="expand")) for v in views]
+    kwargs = {"damping": 0.1, "decay": 0.9, "shared": "expand", **kwargs}
+    layers = [Layer(v, new_block(block, v, **kwargs)) for v in views]
     for layer in layers:
         layer.rows = rows
     return layers
@@ -53,6 +55,35 @@ def test_what_the_message_advises_is_not_remarked_upon():
     layers = layers_of(wide(), "EKFAC", Rows(128, 4))
     assert remarked(layers, 250) is None
     assert remarked(layers_of(wide(), "KFAC", Rows(128, 4)), 10) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "rows", "every"),
+    [(wide(), "EKFAC", Rows(128, 4), 10), (dense(11008, 4096), "KFAC", Rows(64), 1)],
+)
+def test_it_names_a_width_to_split_at_that_would_do(model, kind, rows, every):
+    message = remarked(layers_of(model, kind, rows), every)
+    (widest,) = map(int, re.findall(r"widest=(\d+) or less", message))
+    assert remarked(layers_of(model, kind, rows, widest=widest), every) is None
+
+
+def test_where_blocks_would_be_narrow_no_width_is_named():
+    message = remarked(layers_of(wide(), "EKFAC", Rows(1)), 1)
+    assert "widest" not in message
+    assert "widest" not in remarked([exact_layer(100)], 1)
+
+
+def exact_layer(width: int) -> Layer:
+    """All of a layer's entries in one matrix, which is never split."""
+    (layer,) = layers_of(dense(width, width), "Exact", Rows(1))
+    return layer
+
+
+def test_blocks_that_are_still_wide_and_warm_bases_are_called_what_they_are():
+    message = remarked(layers_of(wide(), "EKFAC", Rows(1), widest=2400), 1)
+    assert "eigendecomposition of the 2305-wide blocks on the diagonal of a factor" in message
+    message = remarked(layers_of(wide(), "EKFAC", Rows(1), eigen="warm"), 1)
+    assert "orthogonal iteration of the 4609-wide factor A" in message
 
 
 def test_inverses_are_remarked_upon_where_they_are_wide_enough():

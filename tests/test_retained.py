@@ -55,8 +55,10 @@ def made(method: str = "kfac", net: nn.Module | None = None, **kwargs) -> tuple:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_rows_are_solved_as_the_gradient_is(method, bias):
-    net, opt = made(method, mlp(4, 9, 8, 3, bias=bias), stats_every=2, refresh_every=4)
+@pytest.mark.parametrize("widest", [None, 5])
+def test_rows_are_solved_as_the_gradient_is(method, bias, widest):
+    net = mlp(4, 9, 8, 3, bias=bias)
+    net, opt = made(method, net, stats_every=2, refresh_every=4, widest=widest)
     pre, used = opt.preconditioner, 0
     for k in range(9):
         opt.zero_grad()
@@ -232,3 +234,34 @@ def test_rows_that_were_not_asked_for_are_not_held():
     kept = RetainedRows(views, wanted=lambda index, rows: index == 0, ignored=lambda: False)
     loss_of(net).backward()
     assert set(kept._kept) == {0}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_products_of_rows_and_blocks_run_in_the_products_dtype(method):
+    found = {}
+    for dtype in (None, torch.float32, torch.bfloat16):
+        net, opt = made(method, stats_every=2, refresh_every=4, widest=5, product_dtype=dtype)
+        loss_of(net).backward()
+        opt.step()
+        opt.zero_grad()
+        loss_of(net, 1).backward()
+        pre, index = opt.preconditioner, 1
+        layer, M = pre.layers[index], pre.views[index].grad()
+        rows = pre.listening.retained.rows(index, M)
+        found[dtype] = layer.block.solve_rows(rows), layer.block.solve(M)
+        assert {x.dtype for x in found[dtype]} == {torch.float64}
+        assert found[dtype][0].shape == M.shape
+    exact, _ = found[None]
+    for dtype, (least, most) in {
+        torch.float32: (1e-12, 1e-6),
+        torch.bfloat16: (1e-4, 2e-2),
+    }.items():
+        assert all(least < relative(each, exact) < most for each in found[dtype])
+
+
+def test_split_factors_are_met_by_fewer_rows():
+    block, split = (
+        natgrad.blocks.KFAC((40, 41), damping=0.1, widest=widest) for widest in (None, 10)
+    )
+    assert max(n for n in range(60) if block.rows_pay(n)) == 26
+    assert max(n for n in range(60) if split.rows_pay(n)) == 12

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from natgrad.sample import Sample, gradients_are_fewer, statistics_dtype
+from natgrad.split import Split
 from tests.networks import normal
 
 
@@ -60,4 +61,20 @@ def test_gradients_are_rotated_after_or_before_they_are_formed(groups, t, fewer)
     assert torch.allclose(sample.squared_gradients(U_A, U_G), rotated.square().sum((-4, -3)))
     assert torch.allclose(sample.squared_gradients(), J.square().sum((-4, -3)))
     means = rotated.sum(-3).square().sum(-3) / n**2
+    assert torch.allclose(sample.squared_mean_gradients(U_A, U_G), means)
+
+
+@pytest.mark.parametrize("groups", [(), (2,)])
+@pytest.mark.parametrize(("t", "fewer"), [(1, False), (4, False), (40, True)])
+def test_bases_in_blocks_rotate_gradients_or_rows_too(groups, t, fewer):
+    c, n, o, i = 2, 5, 5, 6
+    of_a, of_g = Split.of(i, 2), Split.of(o, 2)
+    entries = of_g.entries, of_a.entries
+    assert gradients_are_fewer(o, i, positions=t, columns=c, entries=entries) == fewer
+    sample = Sample(normal(*groups, n, t, i), normal(*groups, c, n, t, o, seed=1))
+    U_A = of_a.matrix(normal(*groups, of_a.entries, seed=2))
+    U_G = of_g.matrix(normal(*groups, of_g.entries, seed=3))
+    whole = sample.squared_gradients(U_A.dense(), U_G.dense())
+    assert torch.allclose(sample.squared_gradients(U_A, U_G), whole)
+    means = sample.squared_mean_gradients(U_A.dense(), U_G.dense())
     assert torch.allclose(sample.squared_mean_gradients(U_A, U_G), means)

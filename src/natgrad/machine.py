@@ -120,7 +120,7 @@ class Machine:
         clock: Clock = time.perf_counter,
         repeats: int = 5,
     ) -> Machine:
-        """Measure a device, in about two seconds; the fastest of the repeats counts.
+        """Measure a device, in about three seconds; the fastest of the repeats counts.
 
         Args:
             device: what to measure.

@@ -79,7 +79,7 @@ class Block(nn.Module, ABC):
                 f"{type(self).__name__} adds its damping to eigenvalues; it needs a number or an "
                 f"object with ridge(trace, dim), got {type(self.damping).__name__}"
             )
-        self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("ready", torch.zeros((), dtype=torch.bool, device=device))
 
     ready: Tensor  #: whether a decomposition has been loaded
 

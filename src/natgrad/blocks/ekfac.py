@@ -170,7 +170,9 @@ class EigenCorrected(Block):
         shape, (n, t, c) = self.shape, rows[:3]
         (o, i), A, G = shape, self.basis.input, self.basis.output
         if self.estimator == "ra":
-            means = product(o, n * t, i).times(c), passes(c * o * i, 4, 3, fresh=2)
+            added = passes(c * n * t * o, 3, c, fresh=1)  # of unit vectors
+            mean = added if self.diagonal_input else product(o, n * t, i).times(c)
+            means = mean, passes(c * o * i, 4, 3, fresh=2)
             turned = rotated_gradients(shape, rows._replace(examples=1), A, G)
             return *means, *turned, committed(o * i)
         if not self.diagonal_input and gradients_are_fewer(

@@ -36,7 +36,7 @@ class TwoFactor(Block):
     included; with damping of the eigenvalues they are eigendecomposed, and the damping enters at
     every solve. Where input rows are unit vectors ``A`` is diagonal and kept as a vector. A factor
     wider than ``widest`` is replaced by the blocks on its diagonal, an approximation: what lies
-    between them is never formed, and everything here speaks of the matrix without it.
+    between them is never kept, and everything here speaks of the matrix without it.
     """
 
     A_of_inputs: ClassVar[bool] = False  #: whether ``A`` knows nothing of the gradients
