@@ -157,11 +157,11 @@ def draw(models: Mapping[str, nn.Module], path: Path) -> None:
             solution = top.imshow(u.T, cmap="viridis", vmin=0, vmax=1, **shown)
             wrong = below.imshow(error.T, cmap="RdBu_r", vmin=-most, vmax=most, **shown)
             top.set_title(display_name(name))
-            below.set_title(f"relative L2 error {relative:.1e}")
+            below.set_title(f"error {relative:.1e}")
             for ax, image in ((top, solution), (below, wrong)):
                 ax.set(xticks=(0, 1), yticks=(0, 1))
                 ax.grid(visible=False)
                 figure.colorbar(image, ax=ax, shrink=0.8)
         axes[0][0].set_ylabel("u")
-        axes[1][0].set_ylabel("u minus the solution")
+        axes[1][0].set_ylabel("u minus the solution\n(above: relative L2 error)")
         figure.savefig(path, dpi=150)
