@@ -58,3 +58,17 @@ def test_fused_evaluation_leaves_gradients_alone():
     with torch.no_grad():
         net(normal(8, 4))
     assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), before, strict=True))
+
+
+def test_steps_that_are_not_fused_are_solved_from_rows_too():
+    net = mlp(4, 9, 3)
+    opt = train(net, 2, steps=2, fused=True, likelihood=Categorical(), damping=0.1)
+    listening, found = opt.preconditioner.listening, {}
+    for k in (2, 3):  # the third of these steps decomposes
+        opt.zero_grad()
+        x = normal(2, 4, seed=k)
+        F.cross_entropy(net(x), x[:, :3].argmax(1)).backward()
+        grads = (layer.view.grad() for layer in opt.preconditioner.layers)
+        found[k] = [listening.rows(index, M) is not None for index, M in enumerate(grads)]
+        opt.step()
+    assert found == {2: [False, False], 3: [True, True]}

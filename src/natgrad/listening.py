@@ -45,7 +45,7 @@ class Listening:
             self.fused = FusedGradients(
                 views, wanted=self._fuses, ignored=ignored, solve=curvature.solve_rows
             )
-        elif distributed.world_size() == 1:
+        if distributed.world_size() == 1:  # also for steps that are not fused
             self.retained = RetainedRows(views, wanted=curvature.rows_pay, ignored=ignored)
 
     def watch(self, views: Sequence[LayerView]) -> None:

@@ -65,6 +65,7 @@ OURS: dict[str, tuple[type[NaturalGradient], dict[str, Any]]] = {
     "kfac_fused": (natgrad.KFAC, {"fused": True}),
     "kfac_quarter": (natgrad.KFAC, {"stats_fraction": 0.25}),
     "kfac_bf16": (natgrad.KFAC, {"product_dtype": torch.bfloat16}),
+    "kfac_fused_bf16": (natgrad.KFAC, {"fused": True, "product_dtype": torch.bfloat16}),
     "ekfac": (natgrad.EKFAC, {}),
     "ekfac_bf16": (natgrad.EKFAC, {"product_dtype": torch.bfloat16}),
     "tkfac": (natgrad.TKFAC, {}),
