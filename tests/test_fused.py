@@ -72,3 +72,16 @@ def test_steps_that_are_not_fused_are_solved_from_rows_too():
         found[k] = [listening.rows(index, M) is not None for index, M in enumerate(grads)]
         opt.step()
     assert found == {2: [False, False], 3: [True, True]}
+
+
+@pytest.mark.parametrize("n", [1, 30], ids=["few rows", "many rows"])
+def test_convolutions_are_fused_where_their_rows_are_few(n):
+    conv = nn.Conv2d(6, 40, 2)  # one position: [40, 25] with n rows
+    net = nn.Sequential(conv, nn.Flatten(), nn.Linear(40, 3)).double()
+    opt = natgrad.KFAC(net, lr=0.1, damping=0.1, fused=True, refresh_every=9, stats_every=9)
+    for k in range(2):
+        opt.zero_grad()
+        F.cross_entropy(net(normal(n, 6, 2, 2, seed=k)), torch.zeros(n).long()).backward()
+        natural = [layer.natural for layer in opt.preconditioner.layers]
+        assert natural == ([False, False] if k == 0 else [n == 1, True])
+        opt.step()
