@@ -260,11 +260,11 @@ class Tap:
             raise
         finally:
             self.running = False
-        for index, listed in current.uses.items():
-            reached = [use for use in listed if use.grads]
+        del uses
+        for index in list(current.uses):  # one layer's rows after the other are let go of
+            reached = [use for use in current.uses.pop(index) if use.grads]
             if reached:
                 self._deliver(current, index, reached, examples)
-        current.uses.clear()
 
     def _output_gradients(self, f: Tensor, grad: Tensor) -> Iterator[Tensor]:
         assert self.likelihood is not None
