@@ -126,3 +126,20 @@ def test_fused_gradients_are_the_usual_ones(name):
             step(net, pre, k)
         runs.append(parameters_to_vector(net.parameters()))
     assert relative(runs[1], runs[0]) < 1e-10
+
+
+def test_factors_that_are_decomposed_in_parts_give_the_same_steps(monkeypatch):
+    nets = []
+    for bytes_at_once in (2**27, 300, 1):
+        monkeypatch.setattr("natgrad.curvature.blockwise.DECOMPOSED_BYTES", bytes_at_once)
+        torch.manual_seed(0)
+        net = mlp(4, 6, 6, 6, 3)
+        opt = natgrad.EKFAC(net, lr=0.05, damping=0.1, likelihood=natgrad.Categorical())
+        for k in range(3):
+            opt.zero_grad()
+            x = normal(9, 4, seed=k)
+            F.cross_entropy(net(x), x[:, :3].argmax(1)).backward()
+            opt.step()
+        nets.append(net)
+    for p, *others in zip(*(net.parameters() for net in nets), strict=True):
+        assert all(relative(p, q) < 1e-9 for q in others)
