@@ -74,14 +74,12 @@ def test_steps_that_are_not_fused_are_solved_from_rows_too():
     assert found == {2: [False, False], 3: [True, True]}
 
 
-@pytest.mark.parametrize("n", [1, 30], ids=["few rows", "many rows"])
-def test_convolutions_are_fused_where_their_rows_are_few(n):
-    conv = nn.Conv2d(6, 40, 2)  # one position: [40, 25] with n rows
-    net = nn.Sequential(conv, nn.Flatten(), nn.Linear(40, 3)).double()
+def test_convolutions_are_left_to_the_step():
+    net = nn.Sequential(nn.Conv2d(6, 40, 2), nn.Flatten(), nn.Linear(40, 3)).double()
     opt = natgrad.KFAC(net, lr=0.1, damping=0.1, fused=True, refresh_every=9, stats_every=9)
     for k in range(2):
         opt.zero_grad()
-        F.cross_entropy(net(normal(n, 6, 2, 2, seed=k)), torch.zeros(n).long()).backward()
+        F.cross_entropy(net(normal(3, 6, 2, 2, seed=k)), torch.zeros(3).long()).backward()
         natural = [layer.natural for layer in opt.preconditioner.layers]
-        assert natural == ([False, False] if k == 0 else [n == 1, True])
+        assert natural == ([False, False] if k == 0 else [False, True])
         opt.step()

@@ -73,10 +73,9 @@ class Preconditioner:
         shared: ``"expand"`` or ``"reduce"``, for layers with shared positions.
         strict: raise if a parameter is not covered, instead of leaving its gradient plain.
         fused: let each layer's backward pass put the natural gradient into ``.grad`` straight from
-            the rows, except on steps that change what is solved with, and in convolutions with
-            more rows than pay. Cheaper where a batch has
-            fewer rows than the layer is wide; gradient clipping and accumulation then see natural
-            gradients, and every backward pass through the model must be one of the loss. Without
+            the rows, except in convolutions and on steps that change what is solved with. Cheaper
+            where a batch has fewer rows than the layer is wide; gradient clipping and accumulation
+            then see natural gradients, and every backward pass through the model must be one of the loss. Without
             effect in several processes, whose gradients must be averaged first.
         product_dtype: of the matrix products that turn gradients into natural ones, such as
             ``torch.bfloat16``; everything else stays as it is. None takes the statistics' dtype.

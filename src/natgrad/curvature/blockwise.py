@@ -181,13 +181,6 @@ class Blockwise:
         block = self.layers[index].block
         return block.is_ready and not (statistics and block.solves_with_moments)
 
-    def unfolds_in_vain(self, index: int) -> bool:
-        """Whether a layer's rows are patches, and too many to be worth unfolding."""
-        layer = self.layers[index]
-        if layer.view.kind != "convolution" or layer.rows is None:
-            return False
-        return not layer.block.rows_pay(layer.rows.examples * layer.rows.positions)
-
     def solve_rows(self, index: int, rows: Sample) -> Tensor:
         """The natural gradient of one layer from the rows of the user's backward pass."""
         layer = self.layers[index]

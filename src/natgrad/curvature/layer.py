@@ -117,7 +117,6 @@ class Layer:
             "loss": self.loss.state(),
             "natural": self.natural,
             "plain": self.plain,
-            "rows": None if self.rows is None else list(self.rows),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -131,8 +130,6 @@ class Layer:
             for entry in state["held"]
         ]
         self.loss.load(state["loss"])
-        rows = state.get("rows")
-        self.rows = None if rows is None else Rows(*rows)
         self.natural, plain = state["natural"], state["plain"]
         self.plain = None if plain is None else plain.to(self.block.ready.device, self.block.dtype)
 
