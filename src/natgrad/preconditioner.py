@@ -75,8 +75,8 @@ class Preconditioner:
         fused: let each layer's backward pass put the natural gradient into ``.grad`` straight from
             the rows, except in convolutions and on steps that change what is solved with. Cheaper
             where a batch has fewer rows than the layer is wide; gradient clipping and accumulation
-            then see natural gradients, and every backward pass through the model must be one of the loss. Without
-            effect in several processes, whose gradients must be averaged first.
+            then see natural gradients, and every backward pass through the model must be one of
+            the loss. Without effect in several processes, whose gradients must be averaged first.
         product_dtype: of the matrix products that turn gradients into natural ones, such as
             ``torch.bfloat16``; everything else stays as it is. None takes the statistics' dtype.
         widest: replace factors wider than this by blocks of about equal width on their diagonal
