@@ -131,7 +131,7 @@ def test_fused_gradients_are_the_usual_ones(name):
 def test_factors_that_are_decomposed_in_parts_give_the_same_steps(monkeypatch):
     nets = []
     for bytes_at_once in (2**27, 300, 1):
-        monkeypatch.setattr("natgrad.curvature.blockwise.DECOMPOSED_BYTES", bytes_at_once)
+        monkeypatch.setattr("natgrad.curvature.renewal.DECOMPOSED_BYTES", bytes_at_once)
         torch.manual_seed(0)
         net = mlp(4, 6, 6, 6, 3)
         opt = natgrad.EKFAC(net, lr=0.05, damping=0.1, likelihood=natgrad.Categorical())

@@ -6,8 +6,9 @@ gradient's own matrix product. While a layer's forward runs, its parameters do n
 gradients; when the user's backward pass reaches the layer's output, the natural gradient is added
 to ``.grad``.
 
-Layers that are no modules of their own (the projections of attention) are not fused: their
-gradients are preconditioned in the step, as without fusing.
+Layers that are no modules of their own (the projections of attention) are not fused, nor are
+convolutions (:mod:`natgrad.listening`), whose rows are many and dear to unfold: their gradients are
+preconditioned in the step, as without fusing.
 """
 
 from __future__ import annotations

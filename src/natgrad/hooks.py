@@ -58,10 +58,15 @@ class Listener(ABC):
 
     def watch(self, views: Sequence[LayerView]) -> None:
         """Listen to these layers from now on, and to no others."""
-        for handle in self._handles:
-            handle.remove()
+        self.remove()
         self.views = views
         self._handles = list(self.attach())
+
+    def remove(self) -> None:
+        """Take all hooks off the layers."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     @abstractmethod
     def attach(self) -> Iterator[RemovableHandle]:

@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from natgrad.calls import Heard, in_backward, listen, reentrant, trains, unlisten, whole
 from natgrad.draws import Draws
-from natgrad.hooks import Hook
+from natgrad.hooks import Hook, Listener
 from natgrad.layers import LayerView
 from natgrad.layers.attention import ProjectionView
 from natgrad.likelihood import Likelihood
@@ -39,7 +39,7 @@ Deliver: TypeAlias = Callable[[int, Sample], None]
 Inside: TypeAlias = list[tuple[int, ProjectionView]]
 
 
-class Tap:
+class Tap(Listener):
     """Hooks that turn a model's forward and backward passes into samples.
 
     Args:
@@ -85,25 +85,19 @@ class Tap:
         self._heard: list[Heard] = []
         self._silent: set[int] = set()  # layers that ran without gradients in a pass with them
         self._loud: set[int] = set()  # layers that ran with gradients in that pass
-        self._handles: list[RemovableHandle] = []
-        self.watch(views)
+        super().__init__(views)
 
     def watch(self, views: Sequence[LayerView]) -> None:
         """Listen to these layers from now on, and to no others."""
-        self.remove()
-        self.views = views
         self._forget()
-        self._handles = list(self._attach())
+        super().watch(views)
 
     def __getstate__(self) -> dict[str, Any]:
-        fresh: dict[str, Any] = {"_pass": None, "_heard": [], "_handles": []}
-        return {**self.__dict__, **fresh, "_silent": set(), "_loud": set()}
+        fresh: dict[str, Any] = {"_pass": None, "_heard": [], "_silent": set(), "_loud": set()}
+        return {**super().__getstate__(), **fresh}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.watch(self.views)  # a copy listens to its own model
-
-    def _attach(self) -> Iterator[RemovableHandle]:
+    def attach(self) -> Iterator[RemovableHandle]:
+        """Listen to the model's forward pass and to each layer's."""
         yield self.model.register_forward_pre_hook(Hook(self._begin))
         functional: dict[nn.Module, Inside] = {}
         for index, view in enumerate(self.views):
@@ -118,12 +112,6 @@ class Tap:
             yield module.register_forward_pre_hook(opening, with_kwargs=True)
             yield module.register_forward_hook(Hook(self._close), always_call=True)
         yield self.model.register_forward_hook(Hook(self._end), always_call=True)
-
-    def remove(self) -> None:
-        """Take all hooks off the model."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
 
     # forward ------------------------------------------------------------------------------------
 

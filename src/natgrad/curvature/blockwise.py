@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,18 +14,16 @@ from natgrad.blocks import Block
 from natgrad.blocks.base import Shared
 from natgrad.curvature.base import NO_STATISTICS, RowsOf, Solved
 from natgrad.curvature.layer import Layer, key_of, new_block
+from natgrad.curvature.renewal import in_parts, renew
 from natgrad.damping import Damping, LayerCurvature, NetworkDamping
-from natgrad.decompose import decompose_each, described
 from natgrad.flops import Rows
 from natgrad.layers import LayerView
 from natgrad.moments import Moment
 from natgrad.sample import Sample
 from natgrad.schedule import EVERY
 
-__all__ = ["FAILURES_ALLOWED", "HELD_BYTES", "Blockwise"]
+__all__ = ["HELD_BYTES", "Blockwise"]
 
-FAILURES_ALLOWED = 3  #: failed decompositions of a layer in a row, before it is an error
-DECOMPOSED_BYTES = 2**27  #: factors decomposed together; those of one layer at least
 HELD_BYTES = 2**30  #: rows held for the next basis; what comes beyond is measured in the old one
 
 
@@ -146,8 +143,8 @@ class Blockwise:
             raise RuntimeError(NO_STATISTICS)
         self._give_damping(due)
         chosen = [self.layers[index] for index in observed if index in due]
-        for part in _in_parts(chosen):
-            _decompose(part)
+        for part in in_parts(chosen):
+            renew(part)
         for layer in self.layers:
             layer.measure()
         _commit([m for layer in self.layers for m in layer.block.moments()])
@@ -282,32 +279,6 @@ def _commit(moments: list[Moment]) -> None:
         moment.commit()
 
 
-def _in_parts(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """Layers whose factors are decomposed together, of which several copies exist meanwhile."""
-    part: list[Layer] = []
-    held = 0
-    for layer in layers:
-        size = sum(moment.value.nbytes for moment in layer.block.basis_moments())
-        if part and held + size > DECOMPOSED_BYTES:
-            yield part
-            part, held = [], 0
-        part.append(layer)
-        held += size
-    if part:
-        yield part
-
-
-def _decompose(layers: Sequence[Layer]) -> None:
-    found = decompose_each([layer.block.factors() for layer in layers])
-    for layer, results in zip(layers, found, strict=True):
-        good = {name: result for name, result in results.items() if result is not None}
-        if len(good) == len(results):
-            layer.block.load(good)
-            layer.failures = 0
-        else:
-            _failed(layer, sorted(set(results) - set(good)))
-
-
 def _solved(layer: Layer, index: int, rows: RowsOf | None) -> Solved | None:
     M = layer.view.grad()
     if M is None or not layer.block.is_ready:
@@ -319,21 +290,6 @@ def _solved(layer: Layer, index: int, rows: RowsOf | None) -> Solved | None:
         solve, plain = layer.block.solve, M
         U = solve(M.to(layer.block.dtype)) if made_of is None else layer.block.solve_rows(made_of)
     return Solved(layer.view, plain, U if layer.scale == 1 else U * layer.scale)
-
-
-def _failed(layer: Layer, names: list[str]) -> None:
-    layer.failures += 1
-    factors = layer.block.factors()
-    kept = "the last good one stays" if layer.block.is_ready else "its gradient stays plain"
-    listed = "; ".join(f"{name} {described(factors[name])}" for name in names)
-    message = (
-        f"natgrad: decomposition failed for layer {layer.view.name!r}, factor {listed}, in float64 "
-        f"too ({layer.failures} in a row); {kept}. Raise the damping, or look for huge or "
-        "constant activations in this layer"
-    )
-    if layer.failures >= FAILURES_ALLOWED:
-        raise RuntimeError(message)
-    warnings.warn(message, RuntimeWarning, stacklevel=7)
 
 
 def _check_block(layer: Layer, saved: Mapping[str, Tensor]) -> None:
