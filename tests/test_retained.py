@@ -39,12 +39,7 @@ def solved_from_rows(opt: natgrad.KFAC) -> set[str]:
     """The layers whose rows would be used if the step came now."""
     pre = opt.preconditioner
     assert pre.listening.retained is not None
-    found = set()
-    for index, view in enumerate(pre.views):
-        M = view.grad()
-        if M is not None and pre.listening.retained.rows(index, M) is not None:
-            found.add(view.name)
-    return found
+    return {pre.views[k].name for k, true in pre.listening.claims().items() if bool(true)}
 
 
 def made(method: str = "kfac", net: nn.Module | None = None, **kwargs) -> tuple:
@@ -63,11 +58,14 @@ def test_rows_are_solved_as_the_gradient_is(method, bias, widest):
     for k in range(9):
         opt.zero_grad()
         loss_of(net, k).backward()
-        for index, layer in enumerate(pre.layers):
-            rows = pre.listening.retained.rows(index, layer.view.grad())
-            if layer.block.is_ready and rows is not None:
+        claims = pre.listening.claims()
+        pre.listening.settle(claims)
+        for index, true in claims.items():
+            layer, explained = pre.layers[index], pre.listening.explained(index)
+            if layer.block.is_ready and true:
+                assert torch.equal(explained.M, layer.view.grad())
                 usual = layer.block.solve(layer.view.grad())
-                assert relative(layer.block.solve_rows(rows), usual) < 1e-11
+                assert relative(layer.block.solve_rows(explained.rows), usual) < 1e-11
                 used += 1
         opt.step()
     assert used == 8 * 3
@@ -246,8 +244,10 @@ def test_products_of_rows_and_blocks_run_in_the_products_dtype(method):
         opt.zero_grad()
         loss_of(net, 1).backward()
         pre, index = opt.preconditioner, 1
-        layer, M = pre.layers[index], pre.views[index].grad()
-        rows = pre.listening.retained.rows(index, M)
+        layer = pre.layers[index]
+        assert pre.listening.claims()[index]
+        pre.listening.settle({index})
+        M, rows = pre.listening.explained(index)
         found[dtype] = layer.block.solve_rows(rows), layer.block.solve(M)
         assert {x.dtype for x in found[dtype]} == {torch.float64}
         assert found[dtype][0].shape == M.shape

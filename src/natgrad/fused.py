@@ -105,9 +105,4 @@ class FusedGradients(Listener):
         dtype = statistics_dtype(parameters[0].dtype)
         g = view.output_rows(grad.reshape(shape)).unsqueeze(-4)
         sample = Sample(view.input_rows(h), g).to(dtype)
-        U = self.solve(index, sample)
-        for p in parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        before = view.grad()
-        assert before is not None
-        view.set_grad(before + U)
+        view.add_grad(self.solve(index, sample))

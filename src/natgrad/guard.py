@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from natgrad import distributed
 from natgrad.sample import statistics_dtype
 
-__all__ = ["Guard", "all_finite", "no_gradients"]
+__all__ = ["Guard", "finite_or_not", "look", "no_gradients"]
 
 SKIPS_UNREMARKED = 10  #: steps skipped in a row, before a warning
 
@@ -63,14 +63,27 @@ def no_gradients(parameters: Iterable[nn.Parameter]) -> bool:
     return not any(p.grad is not None and bool(p.grad.any()) for p in parameters)
 
 
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every tensor is finite, in every process."""
-    given = list(tensors)
-    if not given:
-        return distributed.everywhere(True)
+def look(tensors: Sequence[Tensor], claims: Sequence[Tensor]) -> tuple[bool, list[bool]]:
+    """Whether every tensor is finite, in every process, and which of the booleans are true.
+
+    Both in one look, for on an accelerator a look waits until everything before is computed.
+    """
+    finite = finite_or_not(tensors)
+    on_device = claims if finite is None else [finite, *claims]
+    if len({x.device for x in on_device}) > 1:
+        on_device = [x.to("cpu") for x in on_device]
+    seen: list[bool] = torch.stack(list(on_device)).tolist() if on_device else []
+    if finite is None:
+        return distributed.everywhere(True), seen
+    return distributed.everywhere(seen[0]), seen[1:]
+
+
+def finite_or_not(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Whether every tensor is finite, still on its device; None if there are none."""
+    if not tensors:
+        return None
     # a norm is not finite if any entry is not; half precision would overflow in the sum
-    norms = torch._foreach_norm([x.to(statistics_dtype(x.dtype)) for x in given])
+    norms = torch._foreach_norm([x.to(statistics_dtype(x.dtype)) for x in tensors])
     if len({norm.device for norm in norms}) > 1:
         norms = tuple(norm.to("cpu") for norm in norms)
-    finite = bool(torch.isfinite(torch.stack(list(norms))).all())
-    return distributed.everywhere(finite)
+    return torch.isfinite(torch.stack(list(norms))).all()

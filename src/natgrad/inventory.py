@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from operator import is_
 
 from torch import nn
 
 __all__ = ["Inventory"]
-
-
-class Entry(NamedTuple):
-    """One module as it was."""
-
-    module: nn.Module
-    children: list[nn.Module | None]
-    parameters: list[nn.Parameter | None]
-    trained: list[bool]
 
 
 class Inventory:
@@ -27,28 +18,23 @@ class Inventory:
 
     def __init__(self, model: nn.Module) -> None:
         self.parameters = list(model.parameters())
-        self._entries = [_entry(module) for module in model.modules()]
+        self._modules = list(model.modules())
+        self._parts = self._read()
+        self._trained = [p.requires_grad for p in self.parameters]
 
     def changed(self) -> bool:
         """Whether parameters were frozen, unfrozen, added or replaced since, or modules were."""
-        return any(_differs(entry) for entry in self._entries)
-
-
-def _entry(module: nn.Module) -> Entry:
-    children, parameters = [*module._modules.values()], [*module._parameters.values()]
-    return Entry(
-        module, children, parameters, [p is not None and p.requires_grad for p in parameters]
-    )
-
-
-def _differs(entry: Entry) -> bool:
-    module, children, parameters, trained = entry
-    if len(module._modules) != len(children) or len(module._parameters) != len(parameters):
-        return True
-    for now, before in zip(module._modules.values(), children, strict=True):
-        if now is not before:
+        if [p.requires_grad for p in self.parameters] != self._trained:
             return True
-    for p, q, required in zip(module._parameters.values(), parameters, trained, strict=True):
-        if p is not q or (p is not None and p.requires_grad != required):
-            return True
-    return False
+        now = self._read()
+        return len(now) != len(self._parts) or not all(map(is_, now, self._parts))
+
+    def _read(self) -> list[nn.Module | nn.Parameter | None]:
+        """Every module's children and parameters, a None behind each kind."""
+        parts: list[nn.Module | nn.Parameter | None] = []
+        for module in self._modules:
+            parts.extend(module._modules.values())
+            parts.append(None)
+            parts.extend(module._parameters.values())
+            parts.append(None)
+        return parts

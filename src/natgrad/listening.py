@@ -10,8 +10,7 @@ from natgrad import distributed
 from natgrad.curvature import Blockwise, Curvature
 from natgrad.fused import FusedGradients
 from natgrad.layers import LayerView
-from natgrad.retained import RetainedRows
-from natgrad.sample import Sample
+from natgrad.retained import Explained, RetainedRows
 
 __all__ = ["Listening"]
 
@@ -54,9 +53,18 @@ class Listening:
             if listener is not None:
                 listener.watch(views)
 
-    def rows(self, index: int, M: Tensor) -> Sample | None:
-        """The rows that a layer's gradient ``M`` is made of, if they were kept."""
-        return None if self.retained is None else self.retained.rows(index, M)
+    def claims(self) -> dict[int, Tensor]:
+        """Of layers whose gradients seem to be made of rows kept, whether they are."""
+        return {} if self.retained is None else self.retained.claims()
+
+    def settle(self, true: Collection[int]) -> None:
+        """The claims of these layers hold."""
+        if self.retained is not None:
+            self.retained.settle(true)
+
+    def explained(self, index: int) -> Explained | None:
+        """A layer's gradient with the rows that it is made of, if that is settled."""
+        return None if self.retained is None else self.retained.explained(index)
 
     def clear(self) -> None:
         """Let go of all rows."""

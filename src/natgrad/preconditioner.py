@@ -17,7 +17,7 @@ from natgrad.checkpoints import check_parameters, shapes_of
 from natgrad.clip import Bounds, Rate
 from natgrad.curvature import Blockwise, Curvature, Joint, Layer, Solved, remark_unheard
 from natgrad.damping import Damping, checked
-from natgrad.guard import Guard, all_finite, no_gradients
+from natgrad.guard import Guard, look, no_gradients
 from natgrad.inventory import Inventory
 from natgrad.layers import LayerView, Uncovered, views_of
 from natgrad.likelihood import Likelihood
@@ -259,7 +259,7 @@ class Preconditioner:
             self.curvature.refresh(due)
             if not changed and statistics and not self._remarked:
                 self._remarked = remark_unheard(self.layers)
-        solved = self.curvature.solve(self.listening.rows)
+        solved = self.curvature.solve(self.listening.explained)
         self.solved = [s.apart() for s in solved] if self.keeps_solved else []
         self.bounds.write(solved, lr)
         self.steps += 1
@@ -277,9 +277,13 @@ class Preconditioner:
             remark_on_pace(self.layers, self.schedule.refresh_every)
 
     def _finite(self) -> bool:
-        """Whether every gradient and everything that waits is finite."""
+        """Whether every gradient and everything that waits is finite; rows kept are settled too."""
         gradients = [p.grad for p in self._inventory.parameters if p.grad is not None]
-        return all_finite(gradients + [waiting for _, waiting in self.curvature.waiting()])
+        waiting = [waiting for _, waiting in self.curvature.waiting()]
+        claims = self.listening.claims()
+        finite, held = look(gradients + waiting, list(claims.values()))
+        self.listening.settle([index for index, true in zip(claims, held, strict=True) if true])
+        return finite
 
     def _not_finite(self) -> str:
         named = [(f"gradient of {n}", p.grad) for n, p in self.model.named_parameters()]

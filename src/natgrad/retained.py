@@ -11,7 +11,7 @@ count (by ``.grad.data``, or a GradScaler) shows in a projection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from natgrad.hooks import Hook, Listener
 from natgrad.layers import LayerView, LinearView
 from natgrad.sample import Sample, statistics_dtype
 
-__all__ = ["RetainedRows"]
+__all__ = ["Explained", "RetainedRows"]
 
 NODES = ("AddmmBackward0", "MmBackward0")  #: of a Linear layer on a batch of vectors
 ROUNDINGS = 64  #: by so many a projection may differ, relative to the sum of magnitudes
@@ -45,6 +45,13 @@ class Kept(NamedTuple):
     grads: list[tuple[nn.Parameter, Tensor, int]]
 
 
+class Explained(NamedTuple):
+    """A layer's gradient ``M [o, i]``, and the rows whose ``g^T a`` it is."""
+
+    M: Tensor
+    rows: Sample
+
+
 class RetainedRows(Listener):
     """Hooks that keep the rows of ``nn.Linear`` layers for which ``wanted`` says that it pays.
 
@@ -64,10 +71,12 @@ class RetainedRows(Listener):
         self.wanted, self.ignored = wanted, ignored
         self._made: dict[int, list[Made]] = {}
         self._kept: dict[int, Kept] = {}
+        self._settled = False  # whether what is kept is known to be true
+        self._directions: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
         super().__init__(views)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_made": {}, "_kept": {}}
+        return {**super().__getstate__(), "_made": {}, "_kept": {}, "_settled": False}
 
     def attach(self) -> Iterator[RemovableHandle]:
         """Listen to each layer's forward pass."""
@@ -88,7 +97,7 @@ class RetainedRows(Listener):
             return
         if not self._made:
             torch.autograd.Variable._execution_engine.queue_callback(self._over)
-        slots = self.views[index].slots().values()
+        slots = self.views[index].trained.values()
         grads = (inputs[-1], inputs[0])[: len(slots)]  # of the weight, and of the bias
         places = [
             (slot.parameter, grad.data_ptr(), grad._version)
@@ -110,26 +119,54 @@ class RetainedRows(Listener):
                 self._kept[index] = Kept(h, g, grads)
         self._made.clear()
 
-    def rows(self, index: int, M: Tensor) -> Sample | None:
-        """The rows whose gradient ``M`` is, or None."""
-        kept = self._kept.get(index)
-        if kept is None or any(p.grad is not x or x._version != v for p, x, v in kept.grads):
+    def claims(self) -> dict[int, Tensor]:
+        """For each layer whose gradient seems to be made of rows kept, whether it is, a boolean.
+
+        The booleans are still on the layer's device; :meth:`settle` wants to know of them.
+        """
+        found: dict[int, Tensor] = {}
+        for index, kept in self._kept.items():
+            if all(p.grad is x and x._version == v for p, x, v in kept.grads):
+                found[index] = self._explains(kept)
+        return found
+
+    def settle(self, true: Collection[int]) -> None:
+        """These layers' claims hold, the others are dropped."""
+        self._kept = {index: kept for index, kept in self._kept.items() if index in true}
+        self._settled = True
+
+    def explained(self, index: int) -> Explained | None:
+        """A layer's gradient with the rows that it is made of, if that is settled."""
+        kept = self._kept.get(index) if self._settled else None
+        if kept is None:
             return None
-        view, dtype = self.views[index], statistics_dtype(M.dtype)
-        rows = Sample(view.input_rows(kept.h), view.output_rows(kept.g).unsqueeze(-4)).to(dtype)
-        return rows if _explains(rows, M) else None
+        view = self.views[index]
+        M = view.grad()
+        assert M is not None
+        a, g = view.input_rows(kept.h), view.output_rows(kept.g).unsqueeze(-4)
+        return Explained(M, Sample(a, g).to(statistics_dtype(M.dtype)))
 
     def clear(self) -> None:
         """Let go of all rows."""
         self._made.clear()
         self._kept.clear()
+        self._settled = False
 
+    def _explains(self, kept: Kept) -> Tensor:
+        """Whether ``M v = g^T (a v)`` up to rounding for some ``v`` (Freivalds 1977)."""
+        grads = [grad for _, grad, _ in kept.grads]
+        dtype = statistics_dtype(grads[0].dtype)
+        h, g, W, *b = (x.to(dtype) for x in (kept.h, kept.g, *grads))
+        v = self._direction(h)
+        Mv, av, size = W @ v, h @ v, h.abs() @ v
+        if b:  # the bias column's entry of v is 1
+            Mv, av, size = Mv + b[0], av + 1, size + 1
+        allowed = (g.abs().mT @ size).mul_(ROUNDINGS * torch.finfo(grads[0].dtype).eps)
+        return torch.le(torch.sub(Mv, g.mT @ av).abs_(), allowed).all()
 
-def _explains(rows: Sample, M: Tensor) -> bool:
-    """Whether ``M v = g^T (a v)`` up to rounding for some ``v`` (Freivalds 1977)."""
-    assert isinstance(rows.a, Tensor)
-    a, g = rows.a.flatten(0, -2), rows.g.flatten(0, -2)
-    v = torch.linspace(1, 2, M.shape[-1], dtype=a.dtype, device=a.device)
-    apart = (M.to(a.dtype) @ v - g.mT @ (a @ v)).abs()
-    allowed = g.abs().mT @ (a.abs() @ v) * (ROUNDINGS * torch.finfo(M.dtype).eps)
-    return bool((apart <= allowed).all())
+    def _direction(self, h: Tensor) -> Tensor:
+        """``v``, as long as the rows are wide."""
+        key = h.shape[-1], h.dtype, h.device
+        if key not in self._directions:
+            self._directions[key] = torch.linspace(1, 2, key[0], dtype=h.dtype, device=h.device)
+        return self._directions[key]

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from torch import Tensor
 
 from natgrad.layers import LayerView
+from natgrad.retained import Explained
 from natgrad.sample import Sample
 from natgrad.schedule import EVERY
 
 __all__ = ["NO_STATISTICS", "Curvature", "RowsOf", "Solved"]
 
-RowsOf: TypeAlias = Callable[[int, Tensor], Sample | None]
+RowsOf: TypeAlias = Callable[[int], Explained | None]
 
 NO_STATISTICS = (
     "natgrad has no statistics: between steps, call the model itself (not its parts) "
@@ -76,7 +77,7 @@ class Curvature(Protocol):
         """The natural gradient of every layer that has one.
 
         Args:
-            rows: told a layer's index and its gradient, gives the rows that this is made of, if
+            rows: told a layer's index, gives its gradient with the rows that this is made of, if
                 they are known.
         """
 

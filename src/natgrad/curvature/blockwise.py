@@ -269,8 +269,8 @@ class Blockwise:
 
 def _same(one: LayerView, other: LayerView) -> bool:
     """Whether two views are of the same parameters; a layer may have been replaced by another."""
-    pairs = zip(one.parameters().values(), other.parameters().values(), strict=True)
-    return all(p is q for p, q in pairs)
+    pairs = zip(one.slots().values(), other.slots().values(), strict=True)
+    return all(mine.parameter is theirs.parameter for mine, theirs in pairs)
 
 
 def _commit(moments: list[Moment]) -> None:
@@ -280,15 +280,16 @@ def _commit(moments: list[Moment]) -> None:
 
 
 def _solved(layer: Layer, index: int, rows: RowsOf | None) -> Solved | None:
-    M = layer.view.grad()
+    explained = None if rows is None else rows(index)
+    M = layer.view.grad() if explained is None else explained.M
     if M is None or not layer.block.is_ready:
         return None
     if layer.natural:
         U, plain = M, layer.plain
+    elif explained is not None:
+        U, plain = layer.block.solve_rows(explained.rows), M
     else:
-        made_of = None if rows is None else rows(index, M)
-        solve, plain = layer.block.solve, M
-        U = solve(M.to(layer.block.dtype)) if made_of is None else layer.block.solve_rows(made_of)
+        U, plain = layer.block.solve(M.to(layer.block.dtype)), M
     return Solved(layer.view, plain, U if layer.scale == 1 else U * layer.scale)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from operator import attrgetter
 from typing import ClassVar
 
@@ -53,9 +54,9 @@ class AffineView(LayerView):
                 return f"{found.__name__} overrides nn.{kind.__name__}.{method}"
         return None
 
-    @property
+    @cached_property
     def has_bias(self) -> bool:
-        """Whether the matrix has a bias column."""
+        """Whether the matrix has a bias column; read once, as :attr:`trained`."""
         bias: Tensor | None = attrgetter(self.bias)(self.module)
         return bias is not None and bias.requires_grad
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
@@ -45,9 +46,14 @@ class Slot:
     start: int = 0
     stop: int | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the parameter."""
+        return self.start == 0 and self.stop is None
+
     def of(self, tensor: Tensor) -> Tensor:
         """The slot's part of a tensor shaped like the parameter, as a view of it."""
-        return tensor[self.start : self.stop]
+        return tensor if self.is_whole else tensor[self.start : self.stop]
 
 
 class LayerView(ABC):
@@ -137,25 +143,48 @@ class LayerView(ABC):
     def from_matrix(self, M: Tensor) -> dict[str, Tensor]:
         """The inverse of :meth:`to_matrix`."""
 
+    @cached_property
+    def trained(self) -> dict[str, Slot]:
+        """:meth:`slots`, read once: where what is trained changes, views are made anew."""
+        return self.slots()
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters in the matrix, by their names in the module."""
-        return {name: slot.parameter for name, slot in self.slots().items()}
+        return {name: slot.parameter for name, slot in self.trained.items()}
 
     def grad(self) -> Tensor | None:
         """The parameters' ``.grad`` as a matrix ``[(q,) o, i]``; None if none has one."""
-        slots = self.slots()
+        slots = self.trained
         if all(slot.parameter.grad is None for slot in slots.values()):
             return None
         return self.to_matrix({name: slot.of(_grad(slot)) for name, slot in slots.items()})
 
     def set_grad(self, M: Tensor) -> None:
         """Write the matrix ``[(q,) o, i]`` into the parameters' ``.grad``, in place."""
-        slots = self.slots()
-        for name, tensor in self.from_matrix(M).items():
+        for place, entries in self.places(M):
+            place.copy_(entries)
+
+    def add_grad(self, M: Tensor) -> None:
+        """Add the matrix ``[(q,) o, i]`` to the parameters' ``.grad``, from nothing where None."""
+        slots = self.trained
+        for name, entries in self.from_matrix(M).items():
+            slot = slots[name]
+            p = slot.parameter
+            if p.grad is None and slot.is_whole:
+                p.grad = torch.empty_like(p).copy_(entries)
+                continue
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            slot.of(p.grad).add_(entries)
+
+    def places(self, M: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Where in the parameters' ``.grad`` the entries of the matrix belong, and those."""
+        slots = self.trained
+        for name, entries in self.from_matrix(M).items():
             parameter = slots[name].parameter
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            slots[name].of(parameter.grad).copy_(tensor)
+            yield slots[name].of(parameter.grad), entries
 
 
 def _grad(slot: Slot) -> Tensor:

@@ -51,7 +51,7 @@ class NormView(LayerView):
     @property
     def shape(self) -> tuple[int, int]:
         """``(1, 2)``, or ``(1, 1)`` where scale or shift alone is trained."""
-        return 1, len(self.slots())
+        return 1, len(self.trained)
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ class NormView(LayerView):
         h = self._batched(h).to(statistics_dtype(h.dtype))
         xhat = self._by_unit(self._normalized(h))
         columns = {"weight": xhat, "bias": torch.ones_like(xhat)}
-        return torch.cat([columns[name] for name in self.slots()], dim=-1)
+        return torch.cat([columns[name] for name in self.trained], dim=-1)
 
     def output_rows(self, grad_z: Tensor) -> Tensor:
         """The gradient of every unit at every position, ``[q, n, t, 1]``."""
@@ -76,12 +76,12 @@ class NormView(LayerView):
 
     def to_matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """``[w_k, b_k]`` for each unit, ``[q, 1, 2]``."""
-        return torch.stack([tensors[name].flatten() for name in self.slots()], -1).unsqueeze(1)
+        return torch.stack([tensors[name].flatten() for name in self.trained], -1).unsqueeze(1)
 
     def from_matrix(self, M: Tensor) -> dict[str, Tensor]:
         """Scale and shift."""
         columns = M.squeeze(1).unbind(-1)
-        slots = self.slots().items()
+        slots = self.trained.items()
         return {
             name: column.reshape(slot.parameter.shape)
             for (name, slot), column in zip(slots, columns, strict=True)

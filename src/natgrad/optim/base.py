@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.optim.sgd import sgd
 
 from natgrad import blocks
 from natgrad.arguments import check_range
@@ -217,15 +216,29 @@ class NaturalGradient(torch.optim.Optimizer):
             return
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        buffers = [self.state[p].get("momentum_buffer") for p in parameters]
-        sgd(
-            parameters, [p.grad for p in parameters if p.grad is not None], buffers,
-            has_sparse_grad=False, foreach=None, weight_decay=0.0, momentum=group["momentum"],
-            lr=group["lr"], dampening=0.0, nesterov=group["nesterov"], maximize=False,
-        )  # fmt: skip
+        steps = [p.grad for p in parameters if p.grad is not None]
         if group["momentum"]:
-            for p, buffer in zip(parameters, buffers, strict=True):
-                self.state[p]["momentum_buffer"] = buffer
+            steps = self._with_momentum(parameters, steps, group["momentum"], group["nesterov"])
+        torch._foreach_add_(parameters, steps, alpha=-float(group["lr"]))
+
+    def _with_momentum(
+        self, parameters: list[Tensor], grads: list[Tensor], momentum: float, nesterov: bool
+    ) -> list[Tensor]:
+        """``m <- momentum m + U``, and at first ``m = U``, as torch's SGD has it."""
+        going = [
+            (self.state[p]["momentum_buffer"], grad)
+            for p, grad in zip(parameters, grads, strict=True)
+            if self.state[p].get("momentum_buffer") is not None
+        ]
+        if going:
+            buffers, added = zip(*going, strict=True)
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, added)
+        for p, grad in zip(parameters, grads, strict=True):
+            if self.state[p].get("momentum_buffer") is None:
+                self.state[p]["momentum_buffer"] = grad.detach().clone()
+        found = [self.state[p]["momentum_buffer"] for p in parameters]
+        return list(torch._foreach_add(grads, found, alpha=momentum)) if nesterov else found
 
     def state_dict(self) -> dict[str, Any]:
         """Torch's state plus the preconditioner's; loads with ``weights_only=True``."""
