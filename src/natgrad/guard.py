@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from natgrad import distributed
 from natgrad.sample import statistics_dtype
 
-__all__ = ["Guard", "finite_or_not", "look", "no_gradients"]
+__all__ = ["Guard", "finite_or_not", "look", "no_gradients", "not_finite", "zero_unless_"]
 
 SKIPS_UNREMARKED = 10  #: steps skipped in a row, before a warning
 
@@ -21,10 +21,10 @@ class Guard:
     """Counts the steps that were not taken, and says so when there are many.
 
     Args:
-        nonfinite: ``"skip"`` lets the loop go on, ``"raise"`` does not.
+        nonfinite: ``"skip"`` and ``"zero"`` let the loop go on, ``"raise"`` does not.
     """
 
-    def __init__(self, nonfinite: Literal["skip", "raise"]) -> None:
+    def __init__(self, nonfinite: Literal["skip", "raise", "zero"]) -> None:
         self.nonfinite = nonfinite
         self.skipped = 0  #: in all
         self.in_a_row = 0
@@ -61,6 +61,20 @@ class Guard:
 def no_gradients(parameters: Iterable[nn.Parameter]) -> bool:
     """Whether all gradients were dropped, or set to zero, since the last backward pass."""
     return not any(p.grad is not None and bool(p.grad.any()) for p in parameters)
+
+
+def not_finite(model: nn.Module, waiting: Iterable[tuple[str, Tensor]]) -> str:
+    """The names of gradients and of layers' statistics that are not finite."""
+    named = [(f"gradient of {n}", p.grad) for n, p in model.named_parameters()]
+    named += [(f"statistics of layer {n!r}", x) for n, x in waiting]
+    bad = [n for n, x in named if x is not None and not bool(torch.isfinite(x).all())]
+    return ", ".join(dict.fromkeys(bad)) or "in another process"
+
+
+def zero_unless_(finite: Tensor, tensors: Iterable[Tensor]) -> None:
+    """Zero everywhere if not ``finite``, without a look at the device."""
+    for x in tensors:
+        x.masked_fill_(~finite.to(x.device), 0)
 
 
 def look(tensors: Sequence[Tensor], claims: Sequence[Tensor]) -> tuple[bool, list[bool]]:

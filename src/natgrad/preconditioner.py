@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from natgrad import distributed
+from natgrad import distributed, guard
 from natgrad.arguments import check_choice, check_coverage, check_range
 from natgrad.blocks import Block
 from natgrad.blocks.base import Shared
@@ -17,7 +17,6 @@ from natgrad.checkpoints import check_parameters, shapes_of
 from natgrad.clip import Bounds, Rate
 from natgrad.curvature import Blockwise, Curvature, Joint, Layer, Solved, remark_unheard
 from natgrad.damping import Damping, checked
-from natgrad.guard import Guard, look, no_gradients
 from natgrad.inventory import Inventory
 from natgrad.layers import LayerView, Uncovered, views_of
 from natgrad.likelihood import Likelihood
@@ -90,7 +89,10 @@ class Preconditioner:
             none is named ``logits``.
         seed: seed of the generator that draws the sampled Fisher's targets.
         nonfinite: what to do with a step whose gradients or statistics are not finite: ``"skip"``
-            it whole, or ``"raise"`` an error that names them, after dropping them.
+            it whole, or ``"raise"`` an error that names them, after dropping them. ``"zero"`` skips
+            steps with statistics too, but does not look at others, which on an accelerator would
+            wait for all that comes before: what is not finite gives a natural gradient of zero
+            there, and the step counts.
 
     Raises:
         ValueError: an argument out of range, nothing to precondition, or ``strict`` and a
@@ -122,17 +124,17 @@ class Preconditioner:
         eigen: Literal["fresh", "warm"] = "fresh",
         logits: LogitsKey = None,
         seed: int = 0,
-        nonfinite: Literal["skip", "raise"] = "skip",
+        nonfinite: Literal["skip", "raise", "zero"] = "skip",
     ) -> None:
         check_choice("fisher", fisher, ("sampled", "exact"))
         check_choice("reduction", reduction, ("mean", "sum"))
         check_choice("shared", shared, ("expand", "reduce"))
         check_choice("eigen", eigen, ("fresh", "warm"))
         check_range("widest", widest, widest is None or widest >= 1, "at least 1, or None")
-        check_choice("nonfinite", nonfinite, ("skip", "raise"))
+        check_choice("nonfinite", nonfinite, ("skip", "raise", "zero"))
         check_range("decay", decay, 0 <= decay <= 1, "in [0, 1]")
         check_range("stats_fraction", stats_fraction, 0 < stats_fraction <= 1, "in (0, 1]")
-        self.model, self.strict, self.guard = model, strict, Guard(nonfinite)
+        self.model, self.strict, self.guard = model, strict, guard.Guard(nonfinite)
         self.schedule = Schedule(stats_every, refresh_every, burn_in, spread=spread)
         self.bounds, self.damping = Bounds(kl_clip, max_norm), checked(damping)
         self.steps = 0
@@ -196,7 +198,7 @@ class Preconditioner:
         """A forward pass in training begins."""
         if self._inventory.changed():
             self._read_again()
-        elif any(True for _ in self.curvature.waiting()) and no_gradients(
+        elif any(True for _ in self.curvature.waiting()) and guard.no_gradients(
             self._inventory.parameters
         ):
             self.discard()  # of a backward whose gradients were dropped without a step
@@ -248,10 +250,13 @@ class Preconditioner:
             )
         if changed := self._inventory.changed():
             self._read_again()
-        if not self._finite():
-            self.guard.skip(self._not_finite, self.discard)
-            return False
         due, statistics = self.schedule.due(self.steps), self.schedule.takes_statistics(self.steps)
+        looks = self.guard.nonfinite != "zero" or bool(due) or any(self.curvature.waiting())
+        finite = None if looks else guard.finite_or_not(self._gradients())
+        if looks and not self._finite():
+            waiting = list(self.curvature.waiting())
+            self.guard.skip(lambda: guard.not_finite(self.model, waiting), self.discard)
+            return False
         if statistics:
             self.curvature.commit(loss_scale, due)
         if due:
@@ -262,6 +267,8 @@ class Preconditioner:
         solved = self.curvature.solve(self.listening.explained)
         self.solved = [s.apart() for s in solved] if self.keeps_solved else []
         self.bounds.write(solved, lr)
+        if finite is not None:
+            guard.zero_unless_(finite, self._gradients())
         self.steps += 1
         self.schedule.passed()
         self.guard.passed()
@@ -276,20 +283,16 @@ class Preconditioner:
             self._paced = True
             remark_on_pace(self.layers, self.schedule.refresh_every)
 
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._inventory.parameters if p.grad is not None]
+
     def _finite(self) -> bool:
         """Whether every gradient and everything that waits is finite; rows kept are settled too."""
-        gradients = [p.grad for p in self._inventory.parameters if p.grad is not None]
         waiting = [waiting for _, waiting in self.curvature.waiting()]
         claims = self.listening.claims()
-        finite, held = look(gradients + waiting, list(claims.values()))
+        finite, held = guard.look(self._gradients() + waiting, list(claims.values()))
         self.listening.settle([index for index, true in zip(claims, held, strict=True) if true])
         return finite
-
-    def _not_finite(self) -> str:
-        named = [(f"gradient of {n}", p.grad) for n, p in self.model.named_parameters()]
-        named += [(f"statistics of layer {n!r}", x) for n, x in self.curvature.waiting()]
-        bad = [n for n, x in named if x is not None and not bool(torch.isfinite(x).all())]
-        return ", ".join(dict.fromkeys(bad)) or "in another process"
 
     @contextmanager
     def silently(self) -> Iterator[None]:

@@ -43,7 +43,8 @@ class TwoFactor(Block):
 
     def __init__(self, shape: tuple[int, int], **kwargs: Any) -> None:
         super().__init__(shape, **kwargs)
-        self._factored = isinstance(self.damping, FactoredDamping)
+        #: whether the damping is in the factors, which are inverted
+        self.is_factored = isinstance(self.damping, FactoredDamping)
         o, i = shape
         self.input, self.output = (
             side(i, self.diagonal_input, self.widest),
@@ -51,7 +52,7 @@ class TwoFactor(Block):
         )
         self.A = self._moment(*self.input.shape, of_inputs=self.A_of_inputs)
         self.G = self._moment(*self.output.shape)
-        if self._factored:
+        if self.is_factored:
             self._zeros("A_inverse", *self.input.shape)
             self._zeros("G_inverse", *self.output.shape)
             return
@@ -75,7 +76,7 @@ class TwoFactor(Block):
         kept = self.matrices()
         A, G = self.input.matrix(kept[0]), self.output.matrix(kept[1])
         diagonal = self.diagonal_input
-        if self._factored:
+        if self.is_factored:
             ridge_A, ridge_G = self._ridges(*kept)
             return {"A": Factor(A, ridge_A, diagonal), "G": Factor(G, ridge_G)}
         if self.eigen_kind == "fresh" or not self.is_ready:
@@ -101,7 +102,7 @@ class TwoFactor(Block):
 
     def solve(self, M: Tensor) -> Tensor:
         """``G^-1 M A^-1``, ``2 o i (o + i)`` flop; twice that in the eigenbases."""
-        if self._factored:
+        if self.is_factored:
             G_inverse, A_inverse = (self._for_products(f"{x}_inverse") for x in ("G", "A"))
             lowered = M.to(G_inverse.dtype)
             G, A = self.output.matrix(G_inverse), self.input.matrix(A_inverse)
@@ -111,7 +112,7 @@ class TwoFactor(Block):
 
     def ridge(self) -> Tensor | float:
         """What is added to the eigenvalues; the product of the ridges where factored."""
-        if self._factored:
+        if self.is_factored:
             ridge_A, ridge_G = self._ridges(*self.matrices())
             return (ridge_A * ridge_G).mean()
         A, G = self.eigen()
@@ -120,7 +121,7 @@ class TwoFactor(Block):
 
     def extremes(self) -> tuple[Tensor, Tensor]:
         """Products of those of the factors, by power iteration where these are inverted."""
-        if not self._factored:
+        if not self.is_factored:
             A, G = self.eigen()
             ridge = self.ridge()
             smallest = A.values.amin(-1) * G.values.amin(-1)
@@ -168,7 +169,7 @@ class TwoFactor(Block):
     def _decomposing(self) -> tuple[Work, ...]:
         """And the means, ridges, finite checks and copies around them."""
         eigen = eigh if self.eigen_kind == "fresh" else warm
-        decomposed = inverse if self._factored else eigen
+        decomposed = inverse if self.is_factored else eigen
         sides = [side for side in (self.input, self.output) if not side.diagonal]
         around = [passes(side.entries, 9, 10, fresh=3) for side in sides]
         return *(decomposed(w).times(b) for side in sides for b, w in side.runs), *around
@@ -177,13 +178,13 @@ class TwoFactor(Block):
         """The products of :meth:`solve`, the gradient put together and written back."""
         o, i = self.shape
         products = *from_left(self.output, i), *from_right(o, self.input)
-        if self._factored:
+        if self.is_factored:
             return *products, passes(o * i, 4, 6, fresh=1)
         return *products, *products, *quotient(o * i), passes(o * i, 4, 6, fresh=1)
 
     def rows_pay(self, count: int) -> bool:
         """Where rows are few enough, with factored damping."""
-        return self._factored and self.few(count)
+        return self.is_factored and self.few(count)
 
     def few(self, count: int) -> bool:
         """Whether so many rows times both factors cost less than the gradient does."""

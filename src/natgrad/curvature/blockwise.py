@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +16,7 @@ from natgrad.blocks.base import Shared
 from natgrad.curvature.base import NO_STATISTICS, RowsOf, Solved
 from natgrad.curvature.layer import Layer, key_of, new_block
 from natgrad.curvature.renewal import in_parts, renew
+from natgrad.curvature.stacks import Stacks
 from natgrad.damping import Damping, LayerCurvature, NetworkDamping
 from natgrad.flops import Rows
 from natgrad.layers import LayerView
@@ -60,6 +62,7 @@ class Blockwise:
         self.scaled_by_batch, self.scaled_by_loss = scaled_by_batch, scaled_by_loss
         self.keeps_plain = keeps_plain
         self.layers: list[Layer] = []
+        self._stacks = Stacks([])
         self.blocks = nn.ModuleDict()
         self._known: dict[str, Layer] = {}
         self._unclaimed: dict[str, dict[str, Any]] = {}  # loaded, for layers not trained now
@@ -67,6 +70,7 @@ class Blockwise:
     def choose(self, views: Sequence[LayerView]) -> None:
         """The layers of these views; a layer seen before goes on where it stood."""
         self.layers = [self._layer(view) for view in views]
+        self._stacks = Stacks([layer.block for layer in self.layers])
 
     def _layer(self, view: LayerView) -> Layer:
         key = key_of(view)
@@ -195,8 +199,10 @@ class Blockwise:
         """Every layer with a gradient and a decomposition."""
         if any(layer.block.solves_with_moments for layer in self.layers):
             self._give_damping(EVERY)
-        found = (_solved(layer, k, rows) for k, layer in enumerate(self.layers))
-        solved = [each for each in found if each is not None]
+        found = (_wanted(layer, k, rows) for k, layer in enumerate(self.layers))
+        wanted = {each.index: each for each in found if each is not None}
+        together = self._stacks.solve({k: each.M for k, each in wanted.items() if each.is_usual})
+        solved = [_solved(each, together.get(k)) for k, each in wanted.items()]
         for layer in self.layers:
             layer.natural, layer.plain = False, None
         return solved
@@ -279,17 +285,42 @@ def _commit(moments: list[Moment]) -> None:
         moment.commit()
 
 
-def _solved(layer: Layer, index: int, rows: RowsOf | None) -> Solved | None:
-    explained = None if rows is None else rows(index)
-    M = layer.view.grad() if explained is None else explained.M
-    if M is None or not layer.block.is_ready:
+@dataclass(frozen=True)
+class _Wanted:
+    """A layer whose natural gradient is wanted."""
+
+    index: int
+    layer: Layer
+    M: Tensor
+    rows: Sample | None  #: that ``M`` is made of, if they are known
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it is solved from ``M``."""
+        return self.rows is None and not self.layer.natural
+
+
+def _wanted(layer: Layer, index: int, rows: RowsOf | None) -> _Wanted | None:
+    """None without a gradient or a decomposition."""
+    if not layer.block.is_ready:
         return None
+    explained = None if rows is None else rows(index)
+    if explained is not None:
+        return _Wanted(index, layer, explained.M, explained.rows)
+    M = layer.view.grad()
+    return None if M is None else _Wanted(index, layer, M, None)
+
+
+def _solved(wanted: _Wanted, U: Tensor | None) -> Solved:
+    """From ``M``, from its rows, or ``U`` where that is known already."""
+    layer, M, rows = wanted.layer, wanted.M, wanted.rows
+    plain: Tensor | None = M
     if layer.natural:
         U, plain = M, layer.plain
-    elif explained is not None:
-        U, plain = layer.block.solve_rows(explained.rows), M
-    else:
-        U, plain = layer.block.solve(M.to(layer.block.dtype)), M
+    elif rows is not None:
+        U = layer.block.solve_rows(rows)
+    elif U is None:
+        U = layer.block.solve(M.to(layer.block.dtype))
     return Solved(layer.view, plain, U if layer.scale == 1 else U * layer.scale)
 
 

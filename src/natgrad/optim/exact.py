@@ -89,7 +89,8 @@ class ExactNGD(NaturalGradient):
         self.least_squares = LeastSquares(
             model, damping, spring=spring, line_search=line_search, solver=solver, dtype=dtype,
             chunk=chunk, geodesic=geodesic, automatic=self._automatic(),
-            reduction=kwargs.get("reduction", "mean"), nonfinite=kwargs.get("nonfinite", "skip"),
+            reduction=kwargs.get("reduction", "mean"),
+            nonfinite="raise" if kwargs.get("nonfinite") == "raise" else "skip",  # all steps look
         )  # fmt: skip
         given = (
             spring,
