@@ -113,8 +113,35 @@ def test_sums_are_those_of_the_rows(calls):
         flat = rows.flatten(-3, -2)
         assert close(patches.second_moment(), flat.mT @ flat)
         assert torch.allclose(patches.mean(), rows.mean(-2, keepdim=True), rtol=1e-12, atol=1e-13)
+        assert torch.allclose(patches.norms(), rows.square().sum(-1), rtol=1e-12, atol=1e-12)
 
     run()
+
+
+@pytest.mark.parametrize("bound", [1, 2**22])
+def test_weighted_sums_are_those_of_the_rows(monkeypatch, bound):
+    monkeypatch.setattr("natgrad.patches.ROWS_BYTES", bound)
+
+    @settings(max_examples=80, deadline=None)
+    @given(convolutions())
+    def run(drawn):
+        conv, h = drawn
+        patches = ConvView("conv", conv).inputs(h)
+        rows = patches.rows.clone()
+        weights = normal(*rows.shape[:-1], seed=1).square()
+        weights[..., :1, :] = 0
+        expected = (rows * weights.unsqueeze(-1)).flatten(-3, -2).mT @ rows.flatten(-3, -2)
+        assert torch.allclose(patches.weighted_moment(weights), expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(patches.rows, rows)  # they are weighted in memory of their own
+
+    run()
+
+
+def test_weighted_sums_need_no_rows_of_the_whole_batch():
+    sample = Sample(patches_of(normal(3, 2, 9, 8)), normal(1, 3, 72, 5))
+    sample.input_moment(sample.output_norms())
+    sample.input_norms()
+    assert "rows" not in vars(sample.inputs)
 
 
 @settings(max_examples=80, deadline=None)
@@ -155,13 +182,11 @@ def test_the_cheaper_way_is_taken_by_count():
     assert large.moment_products() == 128 * 16**2 * 32 * (3 * 32 + 5 * 31 + 5 * 30)
 
 
-def test_the_moment_needs_no_rows_and_weights_do(calls):
+def test_the_moment_of_weight_one_is_the_moment(calls):
     sample = Sample(patches_of(normal(2, 3, 4, 4)), normal(1, 2, 16, 5))
     moment, _ = sample.input_moment(), sample.reduced()
     assert calls == "dear" or "rows" not in vars(sample.inputs)
-    weighted = sample.input_moment(torch.ones(2, 16).double())
-    assert "rows" in vars(sample.inputs)
-    assert close(moment, weighted)
+    assert close(moment, sample.input_moment(torch.ones(2, 16).double()))
 
 
 def test_what_is_kept_is_the_image():
@@ -176,18 +201,14 @@ def test_what_is_kept_is_the_image():
     assert kept.to(torch.float32).a.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("block", "makes_rows"),
-    [("KFAC", False), ("EKFAC", False), ("TKFAC", True), ("TEKFAC", True)],
-)
+@pytest.mark.parametrize("block", ["KFAC", "EKFAC", "TKFAC", "TEKFAC"])
 @pytest.mark.parametrize("shared", ["expand", "reduce"])
-def test_which_blocks_make_rows(monkeypatch, block, makes_rows, shared):
-    """Only weights by position ask for them, and none where positions are reduced first."""
+def test_no_block_makes_the_rows_of_a_whole_batch(monkeypatch, block, shared):
     monkeypatch.setattr(shifts, "PRODUCT", 0.0)
     monkeypatch.setattr(shifts, "ADDITION", 0.0)
     sample = Sample(patches_of(normal(40, 3, 8, 8)), normal(1, 40, 64, 4))  # no null space
     made = block_of(getattr(blocks, block), sample, shared)
-    assert ("rows" in vars(sample.inputs)) == (makes_rows and shared == "expand")
+    assert "rows" not in vars(sample.inputs)
     written = block_of(getattr(blocks, block), Sample(sample.a, sample.g), shared)
     assert close(made.dense(), written.dense(), 1e-9)
 

@@ -20,6 +20,7 @@ __all__ = ["Patches", "Window", "grouped_rows", "unfolded"]
 
 NARROW = 64  #: channels up to which a convolution in groups beats unfolding and multiplying
 MANY = 64  #: positions from which on it does
+ROWS_BYTES, MANY_ROWS_BYTES = 2**22, 2**27  #: of rows weighted at a time, on CPU and elsewhere
 
 WEIGHT_GRADIENT: dict[int, Callable[..., Tensor]] = {
     1: grad.conv1d_weight,
@@ -147,6 +148,32 @@ class Patches:
         if self.window.groups == 1:
             moment = moment.squeeze(0)
         return self._with_ones(moment) if self.window.ones else moment
+
+    def weighted_moment(self, weights: Tensor) -> Tensor:
+        """``sum_{n,t} w a a^T [(q,) i, i]`` for ``w [(q,) n, t] >= 0``, some images at a time.
+
+        Rows of a few images stay in the cache of a CPU while they are weighted and multiplied.
+        """
+        n, t, i = self.shape[-3:]
+        q = self.window.groups
+        at_once = ROWS_BYTES if self.image.device.type == "cpu" else MANY_ROWS_BYTES
+        some = max(1, at_once // (q * t * i * self.image.element_size()))
+        total = self.image.new_zeros(*self.shape[:-3], i, i)
+        for start in range(0, n, some):
+            examples = slice(start, start + some)
+            root = weights[..., examples, :].sqrt().unsqueeze(-1)
+            total += gram(self.part(examples).rows.mul_(root).flatten(-3, -2))
+        return total
+
+    def norms(self) -> Tensor:
+        """``|a|^2 [(q,) n, t]``."""
+        window, image = self.window, self.image
+        n, C, *space = image.shape
+        squares = image.square().reshape(n, window.groups, C // window.groups, *space).sum(2)
+        seen = unfolded(_padded(squares, window), window.kernel, window.stride, window.dilation)
+        norms = seen.sum(tuple(range(-len(window.kernel), 0))).flatten(2).movedim(1, 0)
+        norms = norms if window.groups > 1 else norms.squeeze(0)
+        return norms + 1 if window.ones else norms
 
     def moment_products(self) -> float | None:
         """Multiply-adds of :meth:`second_moment`, all groups together; None where it makes rows."""

@@ -179,6 +179,8 @@ class Sample:
                 return self.inputs.second_moment()
             if products < self.examples * self.positions * split.entries:
                 return split.taken(self.inputs.second_moment())
+        if isinstance(self.inputs, Patches) and weights is not None and split is None:
+            return self.inputs.weighted_moment(weights)
         a = self.a
         if isinstance(a, OneHot):
             w = self.g.new_ones(a.indices.shape) if weights is None else weights
@@ -202,9 +204,11 @@ class Sample:
 
     def input_norms(self) -> Tensor:
         """``|a|^2 [(q,) n, t]``."""
-        if isinstance(self.a, OneHot):
-            return (self.a.indices >= 0).to(self.g.dtype)
-        return self.a.square().sum(-1)
+        if isinstance(self.inputs, Patches):
+            return self.inputs.norms()
+        if isinstance(self.inputs, OneHot):
+            return (self.inputs.indices >= 0).to(self.g.dtype)
+        return self.inputs.square().sum(-1)
 
     def output_norms(self) -> Tensor:
         """``sum_c |g|^2 [(q,) n, t]``."""
