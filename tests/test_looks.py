@@ -21,7 +21,7 @@ class Looks(TorchDispatchMode):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
-        self.count = 0
+        self.count, self.ops = 0, []
         tolist = torch.Tensor.tolist
         monkeypatch.setattr(torch.Tensor, "tolist", lambda x: (self.add(), tolist(x))[1])
 
@@ -29,21 +29,24 @@ class Looks(TorchDispatchMode):
         self.count += 1
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops.append(str(func))
         if func.overloadpacket.__name__ in READS:
             self.add()
         return func(*args, **(kwargs or {}))
 
 
-def looks_of_steps(opt, net: nn.Module, monkeypatch, steps: int) -> list[int]:
+def watched(opt, net: nn.Module, monkeypatch, steps: int) -> list[Looks]:
+    """What happens in each step, from forgetting gradients to the update."""
     found = []
     for k in range(steps):
         x = normal(2, 4, seed=k)
-        opt.zero_grad()
-        F.cross_entropy(net(x), x[:, :3].argmax(1)).backward()
+        y = x[:, :3].argmax(1)
         with Looks(monkeypatch) as looks:
+            opt.zero_grad()
+            F.cross_entropy(net(x), y).backward()
             opt.step()
         monkeypatch.undo()
-        found.append(looks.count)
+        found.append(looks)
     return found
 
 
@@ -56,9 +59,22 @@ def test_a_step_without_statistics_looks_once_or_not_at_all(method, bounds, monk
             net, lr=0.1, damping=0.1, likelihood=Categorical(), stats_every=8, refresh_every=8,
             nonfinite=nonfinite, **bounds,
         )  # fmt: skip
-        looks = looks_of_steps(opt, net, monkeypatch, 6)
-        assert looks[0] > 1  # the counter counts
-        assert looks[2:] == [expected] * 4
+        looks = watched(opt, net, monkeypatch, 6)
+        assert looks[0].count > 1  # the counter counts
+        assert [each.count for each in looks[2:]] == [expected] * 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_steps_without_statistics_are_all_the_same_operations(method, monkeypatch):
+    """What a CUDA graph asks of a step that it records: nothing depends on values."""
+    net = mlp(4, 9, 9, 3)
+    opt = METHODS[method](
+        net, lr=0.1, damping=0.1, likelihood=Categorical(), stats_every=8, refresh_every=8,
+        nonfinite="zero",
+    )  # fmt: skip
+    looks = watched(opt, net, monkeypatch, 9)
+    assert all(each.ops == looks[2].ops for each in looks[3:8])
+    assert looks[8].ops != looks[2].ops  # with statistics
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -92,7 +108,7 @@ def test_a_finite_step_is_the_usual_one():
             net, lr=0.1, damping=0.1, likelihood=Categorical(), stats_every=2, refresh_every=4,
             nonfinite=nonfinite,
         )  # fmt: skip
-        looks_of_steps(opt, net, pytest.MonkeyPatch(), 7)
+        watched(opt, net, pytest.MonkeyPatch(), 7)
         nets.append(net)
     for p, q in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)

@@ -135,3 +135,17 @@ def test_the_optimizer_warns_once_and_before_it_decomposes(refresh_every, monkey
     warned = [each for each in said if "4609-wide" in each]
     assert len(warned) == 1
     assert said[0] == warned[0]
+
+
+@pytest.mark.parametrize("supported", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, None])
+def test_emulated_products_are_remarked(monkeypatch, supported, dtype):
+    for name in ("bf16", "fp16"):
+        monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: supported)
+    expected = dtype in (torch.bfloat16, torch.float16) and not supported
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        natgrad.KFAC(nn.Linear(2, 2), lr=0.1, product_dtype=dtype)
+    assert [str(w.message).startswith("natgrad: this CPU emulates") for w in seen] == [
+        True
+    ] * expected

@@ -1,4 +1,4 @@
-"""A word of warning where decompositions outweigh the training that they are for."""
+"""A word of warning where a setting costs more than it brings: decompositions, emulation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import warnings
 from collections.abc import Sequence
 from math import ceil, floor, log10
 
+import torch
+from torch import nn
+
 from natgrad.blocks import EigenCorrected, TwoFactor
 from natgrad.curvature import Layer
 from natgrad.flops import Kind, Rows, Work, model_flops
 
-__all__ = ["LARGE", "SILLY", "SLOWER", "remark_on_pace", "remarked"]
+__all__ = ["LARGE", "SILLY", "SLOWER", "remark_on_pace", "remark_on_products", "remarked"]
 
 SILLY = 3.0  #: decompositions that take so many times the model's own passes, in the average step
 LARGE = 1e11  #: flop of one decomposition below which nothing is said: models that are small
@@ -25,6 +28,29 @@ SLOWER: dict[bool, dict[Kind, float]] = {
     False: {"eigh": 2.0, "warm": 2.5, "inverse": 3.0},
     True: {"eigh": 30.0, "warm": 5.0, "inverse": 4.0},
 }
+
+
+def remark_on_products(model: nn.Module, dtype: torch.dtype | None) -> bool:
+    """Warn if a CPU without instructions for ``dtype`` is to multiply in it; returns whether so.
+
+    Torch then emulates the products, tens of times slower than in float32 (benchmarks/RESULTS.md).
+    """
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if dtype not in (torch.bfloat16, torch.float16) or not available:
+        return False
+    ops = torch.ops.mkldnn
+    has = (
+        ops._is_mkldnn_bf16_supported if dtype is torch.bfloat16 else ops._is_mkldnn_fp16_supported
+    )
+    if has() or all(p.device.type != "cpu" for p in model.parameters()):
+        return False
+    warnings.warn(
+        f"natgrad: this CPU emulates products in {dtype}, tens of times slower than float32; "
+        "leave product_dtype out here",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return True
 
 
 def remark_on_pace(layers: Sequence[Layer], refresh_every: int) -> bool:
