@@ -117,3 +117,24 @@ def test_moments_move_and_cast_like_modules():
     found.add(normal(2), 4)
     found = found.to(torch.float32)
     assert found.value.dtype == found.pending.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [(0, 0), (2, 1), (1, 3)])
+def test_a_part_tells_whether_all_of_a_sum_of_products_is_finite(bad, place):
+    rows = normal(3, 4)
+    moment = Moment(4, 4, decay=0.9, of_products=True)
+    assert moment.witness() is None
+    moment.add(rows.mT @ rows, 3)
+    assert moment.witness().shape == (4,)
+    assert bool(moment.witness().isfinite().all())
+    moment.discard()
+    rows[place] = bad
+    moment.add(rows.mT @ rows, 3)
+    assert not bool(moment.witness().isfinite().all())
+
+
+def test_of_other_means_all_is_asked():
+    moment = Moment(4, 4, decay=0.9)
+    moment.add(normal(4, 4), 1)
+    assert moment.witness() is moment.pending

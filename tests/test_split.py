@@ -21,12 +21,13 @@ def blocks(seed: int = 0, batch: tuple[int, ...] = ()) -> BlockDiagonal:
 
 @given(d=st.integers(1, 20), block=st.integers(1, 9), n=st.integers(0, 5), weighted=st.booleans())
 def test_blocks_below_the_diagonal_and_their_mirror_images_are_the_product(d, block, n, weighted):
-    before, split_module.GRAM_BLOCK = split_module.GRAM_BLOCK, block
+    before = split_module.GRAM_BLOCK, split_module.GRAM_ROWS
+    split_module.GRAM_BLOCK, split_module.GRAM_ROWS = block, 0
     try:
         X, w = normal(n, d), normal(n, seed=1).abs() if weighted else None
         found = gram(X, w)
     finally:
-        split_module.GRAM_BLOCK = before
+        split_module.GRAM_BLOCK, split_module.GRAM_ROWS = before
     expected = X.mT @ (X if w is None else X * w.unsqueeze(-1))
     assert relative(found + 1, expected + 1) < 1e-14
 

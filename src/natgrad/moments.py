@@ -26,6 +26,7 @@ class Moment(nn.Module):
         shape: shape of the tensor averaged.
         decay: weight of the old statistics, in [0, 1].
         of_inputs: whether it is a mean over inputs alone; all others are quadratic in gradients.
+        of_products: whether what is added are sums of outer products, whole matrices.
     """
 
     value: Tensor
@@ -40,9 +41,10 @@ class Moment(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         of_inputs: bool = False,
+        of_products: bool = False,
     ) -> None:
         super().__init__()
-        self.decay, self.of_inputs = decay, of_inputs
+        self.decay, self.of_inputs, self.of_products = decay, of_inputs, of_products
         self.register_buffer("value", torch.zeros(shape, dtype=dtype, device=device))
         self.register_buffer("weight", torch.zeros((), dtype=dtype, device=device))
         self.register_buffer("pending", None)
@@ -65,7 +67,7 @@ class Moment(nn.Module):
         """Let what waits enter the average, and decay the old by ``decay``; else do nothing."""
         if self.pending is None or self.pending_weight is None:
             return
-        self.value.mul_(self.decay).add_(self.pending)
+        torch.add(self.pending, self.value, alpha=self.decay, out=self.value)  # in one pass
         self.weight.mul_(self.decay).add_(self.pending_weight)
         self.discard()
 
@@ -73,6 +75,16 @@ class Moment(nn.Module):
         """Drop what waits."""
         if self.pending is not None:
             self.pending = self.pending_weight = None
+
+    def witness(self) -> Tensor | None:
+        """A part of what waits that is finite only if all of it is.
+
+        Of ``sum a a^T`` the diagonal: ``|sum a_i a_j|`` is at most the larger of ``sum a_i^2`` and
+        ``sum a_j^2``.
+        """
+        if self.pending is None or not self.of_products:
+            return self.pending
+        return self.pending.diagonal(dim1=-2, dim2=-1)
 
     def mean(self) -> Tensor:
         """The bias-corrected average (zero before the first commit)."""

@@ -19,6 +19,7 @@ __all__ = ["GRAM_BLOCK", "BlockDiagonal", "Matrix", "Split", "dense", "flat", "g
 
 
 GRAM_BLOCK = 256  #: rows of a Gram matrix formed at once, on CPU
+GRAM_ROWS = 192  #: of fewer the product takes less than the copies
 
 
 @dataclass(frozen=True)
@@ -191,9 +192,9 @@ class Split:
         return torch.cat([(left[..., k].mT @ right[..., k]).flatten(-2) for k in parts], -1)
 
 
-def mirrors(d: int, groups: bool, device: torch.device) -> bool:
-    """Whether :func:`gram` multiplies only half of a matrix, and mirrors it."""
-    return not groups and d >= 2 * GRAM_BLOCK and device.type == "cpu"
+def mirrors(rows: int, d: int, groups: bool, device: torch.device) -> bool:
+    """Whether :func:`gram` of so many rows multiplies only half of a matrix, and mirrors it."""
+    return not groups and d >= 2 * GRAM_BLOCK and rows >= GRAM_ROWS and device.type == "cpu"
 
 
 def gram(rows: Tensor, weights: Tensor | None = None, split: Split | None = None) -> Tensor:
@@ -209,8 +210,8 @@ def gram(rows: Tensor, weights: Tensor | None = None, split: Split | None = None
     left = rows if weights is None else rows * weights.unsqueeze(-1)
     if split is not None:
         return split.moment(left, rows)
-    d = rows.shape[-1]
-    if not mirrors(d, rows.ndim > 2, rows.device):
+    n, d = rows.shape[-2:]
+    if not mirrors(n, d, rows.ndim > 2, rows.device):
         return left.mT @ rows
     found = rows.new_empty(d, d)
     for start in range(0, d, GRAM_BLOCK):

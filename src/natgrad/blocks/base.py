@@ -228,10 +228,10 @@ class Block(nn.Module, ABC):
             self._lowered[name] = state, buffer.to(self.product_dtype)
         return self._lowered[name][1]
 
-    def _moment(self, *shape: int, of_inputs: bool = False) -> Moment:
+    def _moment(self, *shape: int, of_inputs: bool = False, of_products: bool = False) -> Moment:
         return Moment(
             *self.groups, *shape, decay=self.decay, dtype=self.dtype, device=self.device,
-            of_inputs=of_inputs,
+            of_inputs=of_inputs, of_products=of_products,
         )  # fmt: skip
 
     def _zeros(self, name: str, *shape: int) -> None:

@@ -29,6 +29,11 @@ class Side:
     def __str__(self) -> str:
         return str(self.width)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is kept as the whole matrix."""
+        return self.split is None and not self.diagonal
+
     def matrix(self, kept: Tensor) -> Matrix:
         """For products; the vector itself where diagonal."""
         return kept

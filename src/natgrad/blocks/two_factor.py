@@ -50,8 +50,10 @@ class TwoFactor(Block):
             side(i, self.diagonal_input, self.widest),
             side(o, False, self.widest),
         )
-        self.A = self._moment(*self.input.shape, of_inputs=self.A_of_inputs)
-        self.G = self._moment(*self.output.shape)
+        self.A = self._moment(
+            *self.input.shape, of_inputs=self.A_of_inputs, of_products=self.input.is_whole
+        )
+        self.G = self._moment(*self.output.shape, of_products=self.output.is_whole)
         if self.is_factored:
             self._zeros("A_inverse", *self.input.shape)
             self._zeros("G_inverse", *self.output.shape)
@@ -151,7 +153,7 @@ class TwoFactor(Block):
         return *A, *self._moment_of(c * n * t, self.output)
 
     def _moment_of(self, rows: int, side: Side) -> tuple[Work, ...]:
-        mirrored = mirrors(side.width, bool(self.groups), self.ready.device)
+        mirrored = mirrors(rows, side.width, bool(self.groups), self.ready.device)
         return second_moment(rows, side, mirrored)
 
     def _plain(self, rows: Rows) -> bool:

@@ -109,8 +109,8 @@ class Blockwise:
         """Pending moments, whose norms bound what held samples will add to scales too."""
         for layer in self.layers:
             for moment in layer.block.moments():
-                if moment.pending is not None:
-                    yield layer.view.name, moment.pending
+                if (witness := moment.witness()) is not None:
+                    yield layer.view.name, witness
 
     def discard(self) -> None:
         """Drop what waits, of all layers ever seen."""
