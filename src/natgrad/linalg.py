@@ -30,6 +30,7 @@ __all__ = [
     "kron_eigen_solve",
     "kron_solve",
     "largest_eigenvalue",
+    "lower_roots",
     "mean_diagonal",
     "quotient_back",
     "ridge_is_heard",
@@ -157,6 +158,18 @@ def inverse(M: Tensor) -> tuple[Tensor, Tensor]:
         inv[~succeeded] = retried.to(M.dtype)
         succeeded = succeeded.clone().masked_scatter_(~succeeded, retried_ok)
     return inv, succeeded & finite(inv)
+
+
+def lower_roots(M: Tensor, width: int = 160) -> tuple[Tensor, Tensor, Tensor]:
+    """``L`` of ``L L^T = M``, ``L^-1``, and which have no pivot that may be rounding."""
+    L, info = torch.linalg.cholesky_ex(M)
+    noise = torch.finfo(M.dtype).eps * M.shape[-1] * M.diagonal(dim1=-2, dim2=-1).amax(-1)
+    succeeded = (info == 0) & (L.diagonal(dim1=-2, dim2=-1).amin(-1).square() > noise)
+    inv = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device).expand_as(M).clone()
+    for k in range(0, M.shape[-1], width):  # the columns of a part have zeros above
+        column = inv[..., k:, k : k + width]
+        column.copy_(torch.linalg.solve_triangular(L[..., k:, k:], column, upper=False))
+    return L, inv, succeeded & finite(inv)
 
 
 def finite(M: Tensor) -> Tensor:

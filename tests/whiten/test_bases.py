@@ -42,6 +42,26 @@ def test_what_can_not_be_decomposed_is_not_finite(basis):
     assert not P.isfinite().all()
 
 
+def test_the_triangle_is_that_of_an_orthogonal_reduction(monkeypatch):
+    """By Cholesky, and by the way that is left where the factorisation fails."""
+    x = normal(2, 9, 200)
+    Sigma = x.mT @ x / 9
+    found = whitening(Sigma, 1e-2, "cholesky")
+    failed = torch.zeros(2, dtype=torch.bool)
+    monkeypatch.setattr(linalg, "lower_roots", lambda M: (M, M, failed))
+    for one, other in zip(found, whitening(Sigma, 1e-2, "cholesky"), strict=True):
+        assert relative(one, other) < 1e-10
+        assert not one.triu(1).any()
+
+
+def test_pivots_that_are_rounding_count_as_failures():
+    x = normal(2, 5)
+    L, inverse, succeeded = linalg.lower_roots(torch.stack([x.mT @ x, torch.eye(5).double()]))
+    assert succeeded.tolist() == [False, True]
+    assert torch.equal(L[1], inverse[1])
+    assert linalg.lower_roots(torch.full((3, 3), torch.nan).double())[2].item() is False
+
+
 @pytest.mark.parametrize("basis", BASES)
 def test_constant_rows_leave_eps_alone(basis):
     P, P_inv = whitening(torch.zeros(3, 3, dtype=torch.float64), 1e-2, basis)

@@ -139,3 +139,18 @@ def test_a_layer_that_is_called_twice_pools_its_inputs():
     assert list(whitener.layers) == ["layer"]
     assert net.again is net.layer
     assert torch.allclose(net.layer.c, h.mean(0), atol=1e-12)
+
+
+def test_a_pass_with_plain_weights_sees_the_same_and_leaves_the_layers_as_they_were():
+    net, data = mlp(4, 6, 5, 3), normal(30, 4)
+    layers = whiten(net, PRONG(), data).layers
+    plain = {name: layer.plain() for name, layer in layers.items()}
+    for P in (layer.P for layer in layers.values()):
+        assert P.isfinite().all()
+    expected = statistics_of(net, layers, Batches([data, data]), None)
+    found = statistics_of(net, layers, Batches([data, data]), None, plain)
+    for name, seen in found.items():
+        assert relative(seen.inputs.covariance(), expected[name].inputs.covariance()) < 1e-12
+    with pytest.raises(RuntimeError, match="shape"):
+        statistics_of(net, layers, Batches([data[:, :2]]), None, plain)
+    assert all(layer.held is None for layer in layers.values())

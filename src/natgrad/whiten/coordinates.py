@@ -12,12 +12,14 @@ linear, so what they do to parameters they do to displacements.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from natgrad import linalg
+from natgrad.whiten.triangle import times_lower
 
 __all__ = ["Constants", "canonical", "carried_gradient", "pulled_back", "whitened"]
 
@@ -32,6 +34,7 @@ class Constants:
         Q: ``[(q,) o, o]``, or as a column ``[(q,) o, 1]`` a diagonal. None is the identity.
         P_inv: the inverse of ``P``, where it is known without a solve.
         Q_inv: the inverse of ``Q``.
+        lower: whether ``P`` is lower triangular; products then leave out its zeros.
     """
 
     P: Tensor
@@ -39,13 +42,15 @@ class Constants:
     Q: Tensor | None = None
     P_inv: Tensor | None = None
     Q_inv: Tensor | None = None
+    lower: bool = field(default=False, kw_only=True)
 
-    def to(self, dtype: torch.dtype) -> Constants:
-        """A copy in another dtype."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(
-            self, **{key: x.to(dtype, copy=True) for key, x in named.items() if x is not None}
-        )
+    def to(self, dtype: torch.dtype, copy: bool = True) -> Constants:
+        """In another dtype; without ``copy`` what has it already is the same tensor."""
+        named = {each.name: getattr(self, each.name) for each in fields(self)}
+        moved: dict[str, Any] = {
+            key: x.to(dtype, copy=copy) for key, x in named.items() if isinstance(x, Tensor)
+        }
+        return replace(self, **moved)
 
     def inverted(self) -> Constants:
         """With both inverses: those given, else ``P^-1 = P^T (P P^T)^-1``."""
@@ -57,7 +62,7 @@ class Constants:
 
 def canonical(at: Constants, V: Tensor, d: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """``W = Q V P`` and ``b = Q d - sum_p W[:, p] c``."""
-    W = _left(at.Q, _right(V, at.P))
+    W = _left(at.Q, _right(V, at.P, at.lower))
     if at.c is None or d is None:
         return W, d
     return W, _apply(at.Q, d) - _summed(W, at.c)
@@ -66,7 +71,7 @@ def canonical(at: Constants, V: Tensor, d: Tensor | None) -> tuple[Tensor, Tenso
 def whitened(at: Constants, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The inverse: ``V = Q^-1 W P^-1`` and ``d = Q^-1 (b + sum_p W[:, p] c)``."""
     at = at.inverted()
-    V = _left(at.Q_inv, _right(W, at.P_inv))
+    V = _left(at.Q_inv, _right(W, at.P_inv, at.lower))
     if at.c is None or b is None:
         return V, b
     return V, _apply(at.Q_inv, b + _summed(W, at.c))
@@ -112,11 +117,13 @@ def carried_gradient(
     return V + d[..., None, None] * e[..., None, None, :], d
 
 
-def _right(V: Tensor, P: Tensor | None) -> Tensor:
+def _right(V: Tensor, P: Tensor | None, lower: bool = False) -> Tensor:
     """``V P``; a row is a diagonal matrix."""
     if P is None:
         return V
     rows = V.flatten(-3, -2)
+    if lower and P.ndim == 2:
+        return times_lower(rows, P).reshape(V.shape)
     return (rows * P if P.shape[-2] == 1 else rows @ P).reshape(V.shape)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -15,8 +15,9 @@ from natgrad.modes import without_autocast
 from natgrad.whiten.coordinates import Constants, canonical, pulled_back, whitened
 from natgrad.whiten.rows import rows_are_cheaper, through_rows
 
-__all__ = ["Change", "Whitened"]
+__all__ = ["Change", "Pair", "Whitened"]
 
+Pair: TypeAlias = tuple[Tensor, Tensor | None]
 Heard: TypeAlias = Callable[["Whitened", Tensor, Tensor], None]  #: told layer, input and output
 
 HOOKS = (
@@ -41,7 +42,7 @@ class Change:
     def finite(self) -> bool:
         """Whether the move can be made."""
         found = (self.weight, self.bias, self.new.P, self.new.c, self.new.Q)
-        return all(bool(x.isfinite().all()) for x in found if x is not None)
+        return all(bool(x.sum().isfinite()) for x in found if x is not None)
 
 
 class Whitened(nn.Module):
@@ -80,6 +81,7 @@ class Whitened(nn.Module):
         super().__init__()
         self.heard: Heard | None = None  #: told of every call
         self.followers: list[Callable[[Change], None]] = []  #: told of every change of constants
+        self.held: Pair | None = None  #: plain weight and bias, while they are known to be these
         plain = view.module
         self.training = plain.training
         self.register_parameter("weight", plain._parameters["weight"])
@@ -97,11 +99,15 @@ class Whitened(nn.Module):
 
         Linear layers that see fewer rows than they are wide compute on the rows instead.
         """
-        at, o = self.in_use(), self.view.channels[0]
-        if self.view.kind == "dense" and rows_are_cheaper(at, o, input):
-            output = through_rows(at, input, self.weight, self.bias, self.triangular)
+        view, weight, at = self.view, self.weight, self.in_use()
+        if self.held is not None:
+            output = view.compute(input, *self.held)
+        elif view.kind == "dense" and rows_are_cheaper(
+            at, weight.shape[0], input, weight.requires_grad
+        ):
+            output = through_rows(at, input, weight, self.bias)
         else:
-            output = self.view.compute(input, *self.canonical())
+            output = view.compute(input, *self.canonical())
         if self.heard is not None:
             self.heard(self, input, output)
         return output
@@ -137,7 +143,7 @@ class Whitened(nn.Module):
 
     def in_use(self) -> Constants:
         """The constants the layer computes with."""
-        return Constants(self.P, self.c, self.Q)
+        return Constants(self.P, self.c, self.Q, lower=self.triangular)
 
     def exact(self) -> Constants:
         """:meth:`in_use` in float64."""
@@ -187,18 +193,46 @@ class Whitened(nn.Module):
         self.accept(change)
 
     @torch.no_grad()
-    def planned(self, new: Constants) -> Change:
+    def planned(self, new: Constants, plain: Pair | None = None) -> Change:
         """What :meth:`refit` would do; nothing is changed.
+
+        Args:
+            new: the constants to come.
+            plain: what :meth:`plain` gives, if it is known.
 
         Raises:
             ValueError: the constants don't fit the layer.
         """
         self._check(new)
-        old, new = self.exact(), new.to(torch.float64)
+        new = replace(new.to(torch.float64, copy=False), lower=self.triangular)
+        W, b = self.plain() if plain is None else plain
+        weight, bias = self.tensors(*whitened(new, W, b))
+        return Change(self, self.exact(), new, weight, bias)
+
+    @torch.no_grad()
+    def plain(self) -> Pair:
+        """The plain layer's weight and bias in float64, as :meth:`matrices`."""
         bias = None if self.bias is None else self.bias.double()
-        V, d = self.matrices(self.weight.double(), bias)
-        weight, bias = self.tensors(*whitened(new, *canonical(old, V, d)))
-        return Change(self, old, new, weight, bias)
+        return canonical(self.exact(), *self.matrices(self.weight.double(), bias))
+
+    @property
+    def settled(self) -> bool:
+        """Whether training and evaluation compute alike, with the constants of the buffers."""
+        kind = type(self)
+        return (
+            kind.canonical is Whitened.canonical
+            and kind.in_use is Whitened.in_use
+            and kind.exact is Whitened.exact
+        )
+
+    def hold(self, plain: Pair | None) -> None:
+        """Compute with this weight and bias of :meth:`plain` until told ``None``."""
+        if plain is None:
+            self.held = None
+            return
+        W, b = self.tensors(*plain)
+        dtype = self.weight.dtype
+        self.held = W.to(dtype), b if b is None else b.to(dtype)
 
     def _check(self, new: Constants) -> None:
         for name in ("P", "c", "Q"):
@@ -233,7 +267,7 @@ class Whitened(nn.Module):
         """The constants with which this is the plain layer."""
         c = None if self.c is None else torch.zeros_like(self.c)
         P, Q = _unit(self.P), None if self.Q is None else _unit(self.Q)
-        return Constants(P, c, Q, P, Q)
+        return Constants(P, c, Q, P, Q, lower=self.triangular)
 
     def folding(self) -> Change:
         """The move to the plain layer's coordinates, with the constants that evaluation uses."""
@@ -265,6 +299,9 @@ class Whitened(nn.Module):
         return f"{type(self.view.module).__name__}, {k} -> {o}{groups}, centred={self.centred}"
 
     def __getattr__(self, name: str) -> Any:
+        for own in (vars(self).get("_parameters"), vars(self).get("_buffers")):
+            if own is not None and name in own:
+                return own[name]
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -274,7 +311,13 @@ class Whitened(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy of the module is no part of the training run that listens to this one
-        return {**vars(self), "heard": None, "followers": [], "_metric_of": ((0, -1), None)}
+        return {
+            **vars(self),
+            "heard": None,
+            "followers": [],
+            "held": None,
+            "_metric_of": ((0, -1), None),
+        }
 
 
 def _row_if_diagonal(S: Tensor) -> Tensor:

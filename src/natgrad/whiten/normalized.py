@@ -14,7 +14,7 @@ from natgrad.layers import Whitenable
 from natgrad.modes import without_autocast
 from natgrad.sample import statistics_dtype
 from natgrad.whiten.coordinates import Constants, canonical, whitened
-from natgrad.whiten.module import Change, Whitened
+from natgrad.whiten.module import Change, Pair, Whitened
 from natgrad.whiten.rows import rows_are_cheaper, through_rows
 from natgrad.whiten.statistics import RowMoments, pooled_mean
 
@@ -71,8 +71,8 @@ class Normalized(Whitened):
     def forward(self, input: Tensor) -> Tensor:
         """The layer's own function with ``V P``, then BN."""
         at, o = self.in_place(), self.view.channels[0]
-        if self.view.kind == "dense" and rows_are_cheaper(at, o, input):
-            z = through_rows(at, input, self.weight, None, self.triangular)
+        if self.view.kind == "dense" and rows_are_cheaper(at, o, input, self.weight.requires_grad):
+            z = through_rows(at, input, self.weight, None)
         else:
             z = self.view.compute(input, *self.linear())
         z = self._normalized(z.reshape(-1, *z.shape[self.view.channel_dim :])).reshape(z.shape)
@@ -90,13 +90,13 @@ class Normalized(Whitened):
 
     def in_place(self) -> Constants:
         """The constants before BN."""
-        return Constants(self.P, self.c)
+        return Constants(self.P, self.c, lower=self.triangular)
 
     def in_use(self) -> Constants:
         """Those of evaluation: ``P``, and as ``Q`` what BN multiplies by; its shift is apart."""
         scale = self.scale()
         W = self.matrices(self.weight, None)[0]
-        return Constants(self.P, None, scale.reshape(*W.shape[:-2], 1))
+        return Constants(self.P, None, scale.reshape(*W.shape[:-2], 1), lower=self.triangular)
 
     def scale(self) -> Tensor:
         """What evaluation multiplies each output by."""
@@ -140,10 +140,11 @@ class Normalized(Whitened):
         self._started, self._seen = True, RowMoments()
 
     @torch.no_grad()
-    def planned(self, new: Constants) -> Change:
+    def planned(self, new: Constants, plain: Pair | None = None) -> Change:
         """New ``P`` and ``c``, the same ``V P``; BN's shift has no part in it."""
         self._check(new)
-        old, new = self.in_place().to(torch.float64), new.to(torch.float64)
+        new = replace(new.to(torch.float64, copy=False), lower=self.triangular)
+        old = self.in_place().to(torch.float64)
         V, _ = self.matrices(self.weight.double(), None)
         weight, _ = self.tensors(whitened(new, canonical(old, V, None)[0], None)[0], None)
         seen = None if self._started else self._seen.pooled(self.running_mean)

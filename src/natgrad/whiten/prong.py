@@ -45,6 +45,14 @@ class PRONG(Rule):
         basis: ``"pca"`` (the paper's), ``"zca"`` or ``"cholesky"`` make the same SGD steps, but
             others of coordinate-wise optimizers; ``"diagonal"`` scales each feature alone.
         gradients: whether to whiten output gradients.
+        from_training: whether refits take their statistics from the training loop's own forward
+            passes, the latest that hold ``samples`` examples, though data was given to begin with.
+            Saves the pass over the data, where that is dear; what is seen is seen in training mode,
+            by parameters that are up to ``samples / batch`` steps old.
+        spread: whether a refit is shared out over the ``every`` steps that follow it: statistics of
+            all layers at once, then constants of some layers in each of several steps, so that no
+            single step is slow. Each partial refit keeps the function; the last layers' constants
+            are nearly ``every`` steps older than without.
 
     Raises:
         ValueError: an argument out of range.
@@ -55,6 +63,8 @@ class PRONG(Rule):
     samples: int | None = None
     basis: Literal["pca", "zca", "cholesky", "diagonal"] = "pca"
     gradients: bool = False
+    from_training: bool = False
+    spread: bool = False
 
     def __post_init__(self) -> None:
         check_range("every", self.every, self.every >= 1, ">= 1")
@@ -86,7 +96,7 @@ class PRONG(Rule):
         P, P_inv = whitening(Sigma, self.eps, self.basis)
         c = inputs.mean if layer.centred else None
         if layer.Q is None or seen.gradients.empty:
-            return Constants(P, c, layer.Q, P_inv).to(torch.float64)
+            return Constants(P, c, layer.Q, P_inv).to(torch.float64, copy=False)
         return Constants(P, c, *self._output_side(seen.gradients, P_inv))
 
     def _output_side(self, gradients: RowMoments, P_inv: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -42,6 +42,8 @@ class PRONGPlus(PRONG):
         samples: examples each refit uses; None is all of the data given, or 1000.
         basis: as for :class:`PRONG`. ``D`` depends on it.
         gradients: whether to whiten output gradients; under ``"diagonal"`` only.
+        from_training: as for :class:`PRONG`.
+        spread: likewise.
         reading: which of the two.
         outputs: names of the layers that ``"batchnorm"`` leaves un-normalized; None is the last of
             the whitened layers in the order of ``model.named_modules()``.

@@ -28,6 +28,8 @@ class Rule(ABC):
     samples: int | None  #: examples that statistics are taken of; None is all of the data
     by_layers: bool = False  #: whether ``every`` is for the layers, which renew their constants
     gradients: bool = False  #: whether the rule needs gradients with respect to layers' outputs
+    from_training: bool = False  #: whether refits take training batches though data was given
+    spread: bool = False  #: whether layers are refitted one after the other over an interval
 
     def layer(self, view: Whitenable) -> Whitened:
         """The module for a layer, its function unchanged."""

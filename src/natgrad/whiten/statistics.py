@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from natgrad import linalg
 from natgrad.batches import Batches, call
 from natgrad.calls import whole
 from natgrad.distributed import sum_pending, world_size
 from natgrad.modes import evaluating
 from natgrad.moments import Moment
-from natgrad.whiten.module import Whitened
+from natgrad.whiten.module import Pair, Whitened
+from natgrad.whiten.triangle import gram
 
 __all__ = ["RowMoments", "Statistics", "pooled_mean", "statistics_of", "summed"]
 
@@ -40,22 +42,24 @@ class RowMoments:
         """Take in rows ``[(q,) r, k]``."""
         for part in torch.split(rows.detach(), CHUNK, dim=-2):
             if part.shape[-2]:
-                self._add(part.double())
+                self._add(part.to(torch.float64, copy=True))
 
     def _add(self, x: Tensor) -> None:
         r = x.shape[-2]
         mean = x.mean(-2)
-        x = x - mean.unsqueeze(-2)
-        scatter = x.mT @ x
+        scatter = gram(x.sub_(mean.unsqueeze(-2)))
+        # a number of the rows that is not finite, or too large, shows on the diagonal
+        usable = linalg.trace(scatter).isfinite().all()
         if self.count is None:
-            self._start(mean)
-        assert self.count is not None
-        usable = scatter.isfinite().all()
+            self.count = torch.where(usable, r, mean.new_zeros(()))
+            self.mean, self.scatter = torch.where(usable, mean, 0), torch.where(usable, scatter, 0)
+            return
         n = self.count + r
         delta = mean - self.mean
-        across = delta.unsqueeze(-1) * delta.unsqueeze(-2) * (self.count * r / n)
+        across = (delta * (self.count * r / n)).unsqueeze(-2)
+        scatter.add_(self.scatter).addcmul_(delta.unsqueeze(-1), across)
         self.mean = torch.where(usable, self.mean + delta * (r / n), self.mean)
-        self.scatter = torch.where(usable, self.scatter + scatter + across, self.scatter)
+        self.scatter = torch.where(usable, scatter, self.scatter)
         self.count = torch.where(usable, n, self.count)
 
     def _start(self, like: Tensor) -> None:
@@ -139,26 +143,59 @@ class Statistics:
             return Statistics(inputs, self.gradients)
         return Statistics(inputs, self.gradients.pooled(layer.weight.new_zeros(*q, o)))
 
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by name."""
+        return {"inputs": self.inputs.state_dict(), "gradients": self.gradients.state_dict()}
+
+    @classmethod
+    def loaded(cls, state: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> Statistics:
+        """What was saved, on a device."""
+        found = cls.none()
+        found.inputs.load_state_dict(state["inputs"], device)
+        found.gradients.load_state_dict(state["gradients"], device)
+        return found
+
 
 @torch.no_grad()
 def statistics_of(
-    model: nn.Module, layers: Mapping[str, Whitened], data: Batches, samples: int | None
+    model: nn.Module,
+    layers: Mapping[str, Whitened],
+    data: Batches,
+    samples: int | None,
+    plain: Mapping[str, Pair] | None = None,
 ) -> dict[str, Statistics]:
     """Input statistics of all layers from one pass in eval mode; nothing of the model changes.
 
-    No more than ``samples`` examples of all processes together are used, unless that is None.
+    Args:
+        model: with the layers in it.
+        layers: by name.
+        data: batches of inputs.
+        samples: no more examples than these, of all processes together; None is all.
+        plain: weight and bias of :meth:`Whitened.plain` of the layers that are to compute with
+            these during the pass, without a product with ``P`` for each batch.
 
     Raises:
         ValueError: there is no batch.
     """
     found, batches = {name: Statistics.none() for name in layers}, 0
-    with evaluating(model), _listening(layers, found):
+    with evaluating(model), _listening(layers, found), _holding(layers, plain or {}):
         for given in _limited(data, samples):
             call(model, given)
             batches += 1
     if not batches:
         raise ValueError("data holds no batch to take statistics from")
     return found
+
+
+@contextmanager
+def _holding(layers: Mapping[str, Whitened], plain: Mapping[str, Pair]) -> Iterator[None]:
+    try:
+        for name, pair in plain.items():
+            layers[name].hold(pair)
+        yield
+    finally:
+        for name in plain:
+            layers[name].hold(None)
 
 
 @contextmanager

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from natgrad.sample import statistics_dtype
 from natgrad.whiten.coordinates import canonical, carried_gradient, whitened
-from natgrad.whiten.module import Change
+from natgrad.whiten.module import Change, Pair
 
 __all__ = ["STATES", "carry"]
 
@@ -36,8 +37,6 @@ POWERS = {
     **dict.fromkeys((*SECOND_MOMENTS, "max_exp_avg_sq"), 2),
     "acc_delta": -2,
 }
-
-Pair: TypeAlias = tuple[Tensor, Tensor | None]
 
 
 def carry(optimizer: torch.optim.Optimizer, how: str, change: Change) -> None:
@@ -90,7 +89,8 @@ def _ways(how: str) -> dict[str, Callable[[Change, Tensor, Tensor | None], Pair]
 
 
 def _displacement(change: Change, V: Tensor, d: Tensor | None) -> Pair:
-    return whitened(change.new, *canonical(change.old, V, d))
+    old, new = (x.to(V.dtype, copy=False) for x in (change.old, change.new.inverted()))
+    return whitened(new, *canonical(old, V, d))
 
 
 def _gradient(change: Change, V: Tensor, d: Tensor | None, squared: bool) -> Pair:
@@ -116,9 +116,12 @@ def _carry(
     """Carry one buffer of a layer; a parameter that has none yet counts as zeros."""
     layer = change.layer
     parameters = (layer.weight, layer.bias)
+    # a displacement is no part of the function, which is what float64 keeps
+    displaced = way is _displacement
+    dtype = statistics_dtype(layer.weight.dtype) if displaced else torch.float64
     buffers = [None if p is None else _tensors(optimizer, p).get(name) for p in parameters]
     found = [
-        p if p is None else (torch.zeros_like(p) if buffer is None else buffer).double()
+        p if p is None else (torch.zeros_like(p) if buffer is None else buffer).to(dtype)
         for p, buffer in zip(parameters, buffers, strict=True)
     ]
     assert found[0] is not None

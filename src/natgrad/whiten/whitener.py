@@ -13,10 +13,11 @@ from torch.utils.hooks import RemovableHandle
 
 from natgrad.arguments import check_choice, check_range
 from natgrad.batches import Batches, Inputs
-from natgrad.whiten.module import Change, Whitened
+from natgrad.whiten.module import Change, Pair, Whitened
 from natgrad.whiten.rule import Rule
 from natgrad.whiten.statistics import Statistics, statistics_of, summed
 from natgrad.whiten.transport import STATES, carry
+from natgrad.whiten.waiting import Waiting
 from natgrad.whiten.window import Window
 
 __all__ = ["Whitener"]
@@ -30,10 +31,12 @@ class Whitener:
     Desjardins et al. 2015, Algorithm 1; MATH 5.2. Statistics of all layers are complete before any
     constant changes, every layer's new parameters are worked out before any is written.
 
-    With data, each refit takes its statistics from one pass over it in eval mode. Without, from the
-    training loop's own batches: the latest that hold ``rule.samples`` examples. The first of these
-    refits comes as soon as so many have been seen, or after ``every`` steps: constants of one small
-    batch would have seen few directions, and multiply the learning rate by ``1 / eps`` in the rest.
+    With data, each refit takes its statistics from one pass over it in eval mode; with
+    ``rule.from_training`` only the first does. Without, from the training loop's own batches: the
+    latest that hold ``rule.samples`` examples. The first of these refits comes as soon as so many
+    have been seen, or after ``every`` steps: constants of one small batch would have seen few
+    directions, and multiply the learning rate by ``1 / eps`` in the rest. With ``rule.spread``
+    statistics are taken every ``every`` steps, and layers take turns with their new constants.
 
     Made by :func:`natgrad.whiten`.
 
@@ -52,8 +55,11 @@ class Whitener:
         self.steps = 0  #: optimizer steps since the start
         self.fitted = data is not None
         samples = SAMPLES if rule.samples is None else rule.samples
-        listens = self._every is not None and (data is None or rule.gradients)
-        self._window = Window(self.layers, samples, rule.gradients) if listens else None
+        every, hears = self._every, data is None or rule.gradients or rule.from_training
+        self._window = (
+            Window(self.layers, samples, rule.gradients) if every is not None and hears else None
+        )
+        self._waiting = Waiting(self.layers, every) if every is not None and rule.spread else None
         self._handles: list[RemovableHandle] = []
         self._follow: Any = None
 
@@ -137,9 +143,37 @@ class Whitener:
         Raises:
             ValueError: there is no data and no training batch was seen.
         """
-        batches, window = self.data if data is None else Batches(data), self._window
+        batches = self._source() if data is None else Batches(data)
+        plain = {} if batches is None else self._plain()
+        self._renew(self._measured(batches, plain), plain)
+        if self._waiting is not None:
+            self._waiting.put({})
+        self.fitted = True
+        if self._window is not None:
+            self._window.close()
+        self._begin_step()
+        self._prepare()
+
+    def _source(self) -> Batches | None:
+        """Where statistics come from; None are training batches."""
+        window = self._window
+        if self.rule.from_training and window is not None and self._heard(window):
+            return None
+        return self.data
+
+    def _plain(self) -> dict[str, Pair]:
+        """Step 1 of Algorithm 1, for all layers and before anything else: ``W`` and ``b``.
+
+        They serve the pass over the data and the new parameters.
+        """
+        return {name: layer.plain() for name, layer in self.layers.items() if layer.settled}
+
+    def _measured(
+        self, batches: Batches | None, plain: Mapping[str, Pair]
+    ) -> dict[str, Statistics]:
+        window = self._window
         if batches is not None:
-            seen = statistics_of(self.model, self.layers, batches, self.rule.samples)
+            seen = statistics_of(self.model, self.layers, batches, self.rule.samples, plain)
             if window is not None:
                 seen = {
                     name: Statistics(s.inputs, window.seen[name].gradients)
@@ -149,16 +183,20 @@ class Whitener:
             seen = {name: window.seen[name] for name in self.layers}
         else:
             raise ValueError("refit() needs data: none was given to whiten, no batch was seen")
-        self._renew({name: s.pooled(self.layers[name]) for name, s in seen.items()})
-        self.fitted = True
-        if window is not None:
-            window.close()
-        self._begin_step()
-        self._prepare()
+        return {name: s.pooled(self.layers[name]) for name, s in seen.items()}
 
-    def _renew(self, seen: Mapping[str, Statistics]) -> None:
+    def _begin_interval(self, waiting: Waiting) -> None:
+        """Statistics of all layers, which wait for their turns."""
+        batches = self._source()
+        waiting.put(self._measured(batches, {} if batches is None else self._plain()))
+        if self._window is not None:
+            self._window.close()
+
+    def _renew(self, seen: Mapping[str, Statistics], plain: Mapping[str, Pair]) -> None:
         """Everything is worked out before anything is written, so that an error changes nothing."""
-        changes = {name: self._planned(self.layers[name], s) for name, s in seen.items()}
+        changes = {
+            name: self._planned(self.layers[name], s, plain.get(name)) for name, s in seen.items()
+        }
         left = [name for name, change in changes.items() if change is None]
         if left:
             warnings.warn(
@@ -170,10 +208,10 @@ class Whitener:
             if change is not None:
                 change.layer.accept(change)
 
-    def _planned(self, layer: Whitened, seen: Statistics) -> Change | None:
+    def _planned(self, layer: Whitened, seen: Statistics, plain: Pair | None) -> Change | None:
         if seen.inputs.empty:
             return None
-        change = layer.planned(self.rule.constants(layer, seen))
+        change = layer.planned(self.rule.constants(layer, seen), plain)
         return change if change.finite else None
 
     def _stepped(self, *_: Any) -> None:
@@ -190,7 +228,12 @@ class Whitener:
         if window is not None:
             window.stepped()
         if self._due(every):
-            self.refit()
+            if self._waiting is not None and self.fitted:
+                self._begin_interval(self._waiting)
+            else:
+                self.refit()
+        if self._waiting is not None:
+            self._renew(self._waiting.take(self.steps % every, self.layers), {})
         self._prepare()
 
     def _begin_step(self) -> None:
@@ -231,15 +274,20 @@ class Whitener:
     def state_dict(self) -> dict[str, Any]:
         """The schedule, and what was heard since the last refit; the constants are the model's."""
         window = None if self._window is None else self._window.state_dict()
-        return {"steps": self.steps, "fitted": self.fitted, "window": window}
+        waiting = None if self._waiting is None else self._waiting.state_dict()
+        return {
+            "steps": self.steps, "fitted": self.fitted, "window": window, "waiting": waiting
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume: refits come at the same steps with the same statistics, bit by bit.
 
         Raises:
             ValueError: the checkpoint listened to training batches and this whitener does not, or
-                the other way round, or to other layers.
+                the other way round, or to other layers; or one of the two spreads its refits.
         """
+        if (state["waiting"] is None) != (self._waiting is None):
+            raise ValueError("the checkpoint is of a whitener with another spread=")
         saved = state["window"]
         mine = None if self._window is None else set(self.layers)
         if (None if saved is None else set(saved["seen"])) != mine:
@@ -248,3 +296,5 @@ class Whitener:
         self._begin_step()
         if self._window is not None:
             self._window.load_state_dict(saved)
+        if self._waiting is not None:
+            self._waiting.load_state_dict(state["waiting"], self.layers)

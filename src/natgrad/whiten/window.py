@@ -88,10 +88,7 @@ class Window:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
-        seen = {
-            name: {"inputs": s.inputs.state_dict(), "gradients": s.gradients.state_dict()}
-            for name, s in self.seen.items()
-        }
+        seen = {name: s.state_dict() for name, s in self.seen.items()}
         return {
             "open": self.open, "batch": self.batch, "examples": self.examples,
             "calls": dict(self._calls), "seen": seen,
@@ -103,6 +100,4 @@ class Window:
         self.open, self.batch, self.examples = state["open"], state["batch"], state["examples"]
         self._calls = dict(state["calls"])
         for name, saved in state["seen"].items():
-            mine, device = self.seen[name], self.layers[name].weight.device
-            mine.inputs.load_state_dict(saved["inputs"], device)
-            mine.gradients.load_state_dict(saved["gradients"], device)
+            self.seen[name] = Statistics.loaded(saved, self.layers[name].weight.device)
