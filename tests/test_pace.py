@@ -17,7 +17,7 @@ from natgrad.curvature import Blockwise, Layer
 from natgrad.curvature.layer import new_block
 from natgrad.flops import Rows
 from natgrad.layers import views_of
-from natgrad.pace import SLOWER, remarked
+from natgrad.pace import SLOWER, emulated, remarked
 
 AUTOENCODER = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
 
@@ -135,3 +135,24 @@ def test_the_optimizer_warns_once_and_before_it_decomposes(refresh_every, monkey
     warned = [each for each in said if "4609-wide" in each]
     assert len(warned) == 1
     assert said[0] == warned[0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "widths", "said"),
+    [
+        (torch.bfloat16, (784, 500), True),
+        (torch.bfloat16, (50, 40), False),  # too small to matter
+        (None, (784, 500), False),
+        (torch.float64, (784, 500), False),
+    ],
+)
+def test_products_that_are_emulated_are_remarked_upon(dtype, widths, said, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    views, _ = views_of(nn.Linear(*widths))
+    given = {"damping": 0.1, "decay": 0.9, "shared": "expand", "product_dtype": dtype}
+    layers = [Layer(view, new_block(blocks.KFAC, view, **given)) for view in views]
+    message = emulated(layers)
+    assert (message is not None) == said
+    assert not said or ("bfloat16" in message and "leave product_dtype out" in message)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert emulated(layers) is None
