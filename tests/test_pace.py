@@ -17,7 +17,7 @@ from natgrad.curvature import Blockwise, Layer
 from natgrad.curvature.layer import new_block
 from natgrad.flops import Rows
 from natgrad.layers import views_of
-from natgrad.pace import SLOWER, remarked
+from natgrad.pace import SLOWER, emulated, remarked
 
 AUTOENCODER = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
 
@@ -137,15 +137,22 @@ def test_the_optimizer_warns_once_and_before_it_decomposes(refresh_every, monkey
     assert said[0] == warned[0]
 
 
-@pytest.mark.parametrize("supported", [True, False])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, None])
-def test_emulated_products_are_remarked(monkeypatch, supported, dtype):
-    for name in ("bf16", "fp16"):
-        monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: supported)
-    expected = dtype in (torch.bfloat16, torch.float16) and not supported
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        natgrad.KFAC(nn.Linear(2, 2), lr=0.1, product_dtype=dtype)
-    assert [str(w.message).startswith("natgrad: this CPU emulates") for w in seen] == [
-        True
-    ] * expected
+@pytest.mark.parametrize(
+    ("dtype", "widths", "said"),
+    [
+        (torch.bfloat16, (784, 500), True),
+        (torch.bfloat16, (50, 40), False),  # too small to matter
+        (None, (784, 500), False),
+        (torch.float64, (784, 500), False),
+    ],
+)
+def test_products_that_are_emulated_are_remarked_upon(dtype, widths, said, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    views, _ = views_of(nn.Linear(*widths))
+    given = {"damping": 0.1, "decay": 0.9, "shared": "expand", "product_dtype": dtype}
+    layers = [Layer(view, new_block(blocks.KFAC, view, **given)) for view in views]
+    message = emulated(layers)
+    assert (message is not None) == said
+    assert not said or ("bfloat16" in message and "leave product_dtype out" in message)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert emulated(layers) is None

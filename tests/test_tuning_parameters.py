@@ -75,6 +75,52 @@ def test_weight_decay_is_decoupled_with_the_chosen_rate(method):
         before = pure
 
 
+def test_weights_decay_by_the_rate_of_their_own_layer():
+    ends = []
+    for decay in (0.0, 0.1):
+        net, opt = make(lr=Auto(per="layer"), momentum=0.0, weight_decay=decay)
+        start = [p.detach().clone() for p in net.parameters()]
+        delta, U = stepped(net, opt)
+        ends.append(delta)
+    sizes = [p.numel() for p in net.parameters()]
+    lost, moved = (ends[0] - ends[1]).split(sizes), ends[0].split(sizes)
+    rates = [-float(d @ u / (u @ u)) for d, u in zip(moved, U.split(sizes), strict=True)]
+    assert rates[0] == pytest.approx(rates[1])
+    assert rates[0] != pytest.approx(rates[2], rel=1e-2)
+    for x, rate, p in zip(lost, rates, start, strict=True):
+        assert torch.allclose(x, max(rate, 0.0) * 0.1 * p.flatten(), rtol=1e-8, atol=1e-12)
+
+
+def test_a_rate_for_what_no_layer_covers_and_one_for_a_layer_used_twice():
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.last = nn.Linear(4, 4).double(), mlp(4, 3)
+            self.scale = nn.Parameter(torch.ones(4).double())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.one(self.one(x).tanh()) * self.scale)
+
+    torch.manual_seed(0)
+    net, opt = make(net=Odd(), lr=Auto(per="layer"), momentum=0.0)
+    delta, U = stepped(net, opt)
+    names, sizes = zip(*((n, p.numel()) for n, p in net.named_parameters()), strict=True)
+    parts = zip(delta.split(sizes), U.split(sizes), strict=True)
+    rates = {}
+    for name, (moved, u) in zip(names, parts, strict=True):
+        rates[name] = -float(moved @ u / (u @ u))
+        assert relative(moved, -rates[name] * u) < 1e-9, name
+    assert rates["last.0.weight"] == pytest.approx(rates["last.0.bias"])
+    assert rates["one.weight"] == pytest.approx(rates["one.bias"])
+    apart = [rates[name] for name in ("scale", "one.weight", "last.0.weight")]
+    assert len({round(rate, 6) for rate in apart}) == 3
+
+
+def test_what_has_a_rate_of_its_own_is_one_of_three():
+    with pytest.raises(ValueError, match="per must be 'step' or 'group' or 'layer'"):
+        Auto(per="parameter")
+
+
 # micro-batches, frozen and unused parameters ----------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""A word of warning where a setting costs more than it brings: decompositions, emulation."""
+"""A word of warning where decompositions or emulated products outweigh the training itself."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from math import ceil, floor, log10
 
 import torch
-from torch import nn
 
 from natgrad.blocks import EigenCorrected, TwoFactor
 from natgrad.curvature import Layer
 from natgrad.flops import Kind, Rows, Work, model_flops
 
-__all__ = ["LARGE", "SILLY", "SLOWER", "remark_on_pace", "remark_on_products", "remarked"]
+__all__ = ["LARGE", "SILLY", "SLOWER", "emulated", "natively", "remark_on_pace", "remarked"]
 
 SILLY = 3.0  #: decompositions that take so many times the model's own passes, in the average step
 LARGE = 1e11  #: flop of one decomposition below which nothing is said: models that are small
+LARGE_SOLVE = 1e8  #: flop of one layer's solve, likewise
 WIDEST, NARROWEST = 13, 7  #: powers of two that are advised as ``widest``
 WHAT = {
     "eigh": "eigendecomposition",
@@ -30,35 +30,42 @@ SLOWER: dict[bool, dict[Kind, float]] = {
 }
 
 
-def remark_on_products(model: nn.Module, dtype: torch.dtype | None) -> bool:
-    """Warn if a CPU without instructions for ``dtype`` is to multiply in it; returns whether so.
-
-    Torch then emulates the products, tens of times slower than in float32 (benchmarks/RESULTS.md).
-    """
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if dtype not in (torch.bfloat16, torch.float16) or not available:
-        return False
-    ops = torch.ops.mkldnn
-    has = (
-        ops._is_mkldnn_bf16_supported if dtype is torch.bfloat16 else ops._is_mkldnn_fp16_supported
-    )
-    if has() or all(p.device.type != "cpu" for p in model.parameters()):
-        return False
-    warnings.warn(
-        f"natgrad: this CPU emulates products in {dtype}, tens of times slower than float32; "
-        "leave product_dtype out here",
-        RuntimeWarning,
-        stacklevel=4,
-    )
-    return True
-
-
 def remark_on_pace(layers: Sequence[Layer], refresh_every: int) -> bool:
-    """Warn if :func:`remarked` has something to say; returns whether it had."""
-    message = remarked(layers, refresh_every)
-    if message is not None:
+    """Warn of what :func:`remarked` and :func:`emulated` have to say; whether it was anything."""
+    messages = [m for m in (remarked(layers, refresh_every), emulated(layers)) if m is not None]
+    for message in messages:
         warnings.warn(message, RuntimeWarning, stacklevel=5)
-    return message is not None
+    return bool(messages)
+
+
+def emulated(layers: Sequence[Layer]) -> str | None:
+    """What is wrong with large products in a dtype that the processor has no instructions for.
+
+    torch then converts or emulates: on a CPU with AVX2 alone products of 1000-matrices in bfloat16
+    took thirty times as long as in float32.
+    """
+    for layer in layers:
+        dtype, (o, i) = layer.block.product_dtype, layer.view.shape
+        small = 2 * o * i * (o + i) < LARGE_SOLVE
+        if dtype is None or layer.block.ready.device.type != "cpu" or small:
+            continue
+        if not natively(dtype):
+            return (
+                f"natgrad: product_dtype={dtype} on a processor without instructions for it, where "
+                "products take many times as long as in float32; leave product_dtype out"
+            )
+    return None
+
+
+def natively(dtype: torch.dtype) -> bool:
+    """Whether this machine's processor multiplies matrices of that dtype itself."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return True  # other libraries multiply, and nothing is known of them
+    known = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype not in known or bool(known[dtype]())
 
 
 def remarked(layers: Sequence[Layer], refresh_every: int) -> str | None:

@@ -23,7 +23,7 @@ from natgrad.likelihood import Likelihood
 from natgrad.listening import Listening
 from natgrad.logits import LogitsKey
 from natgrad.machine import Machine
-from natgrad.pace import remark_on_pace, remark_on_products
+from natgrad.pace import remark_on_pace
 from natgrad.report import Report, report_on
 from natgrad.sample import Sample
 from natgrad.schedule import Schedule
@@ -135,7 +135,6 @@ class Preconditioner:
         check_range("decay", decay, 0 <= decay <= 1, "in [0, 1]")
         check_range("stats_fraction", stats_fraction, 0 < stats_fraction <= 1, "in (0, 1]")
         self.model, self.strict, self.guard = model, strict, guard.Guard(nonfinite)
-        remark_on_products(model, product_dtype)
         self.schedule = Schedule(stats_every, refresh_every, burn_in, spread=spread)
         self.bounds, self.damping = Bounds(kl_clip, max_norm), checked(damping)
         self.steps = 0

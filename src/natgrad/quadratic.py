@@ -73,18 +73,22 @@ class Gradient:
         ]
 
     def along(self, move: Mapping[nn.Parameter, Tensor]) -> Tensor:
-        """``<g, v>`` for a displacement of each parameter."""
-        terms = [torch.dot(grad.flatten(), move[p].flatten()) for p, grad in self.rest]
+        """``<g, v>`` for displacements; parameters without one stay."""
+        terms = [torch.dot(grad.flatten(), move[p].flatten()) for p, grad in self.rest if p in move]
         for view, M, _ in self.solved:
             assert M is not None
-            terms.append(torch.dot(M.reshape(-1), matrix_of(view, move).reshape(-1).to(M)))
+            if any(p in move for p in view.parameters().values()):
+                terms.append(torch.dot(M.reshape(-1), matrix_of(view, move).reshape(-1).to(M)))
         return torch.stack([term.double().cpu() for term in terms]).sum()
 
 
 def matrix_of(view: LayerView, move: Mapping[nn.Parameter, Tensor]) -> Tensor:
-    """A layer's part of a displacement, as a matrix."""
-    slots = view.slots()
-    return view.to_matrix({name: slot.of(move[slot.parameter]) for name, slot in slots.items()})
+    """A layer's part of a displacement, as a matrix; parameters without one stay."""
+    moves = {
+        name: slot.of(move.get(slot.parameter, torch.zeros_like(slot.parameter)))
+        for name, slot in view.slots().items()
+    }
+    return view.to_matrix(moves)
 
 
 class StepModel:

@@ -153,7 +153,7 @@ class Replay:
     # curvature ----------------------------------------------------------------------------------
 
     def curved(
-        self, parameters: Sequence[nn.Parameter], vectors: Sequence[Sequence[Tensor]],
+        self, parameters: Sequence[nn.Parameter], vectors: Sequence[Sequence[Tensor | None]],
         fraction: float, at: Sequence[Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         """``v_i^T F v_j [k, k]`` in float64, with the exact Fisher of a part of the batch.
@@ -164,7 +164,7 @@ class Replay:
 
         Args:
             parameters: those that move.
-            vectors: directions, a tensor for each parameter.
+            vectors: directions, a tensor for each parameter; None where it stays.
             fraction: of the examples.
             at: values of the parameters; None takes those they have.
         """
@@ -187,16 +187,16 @@ class Replay:
     @torch.no_grad()
     def _pushed(
         self, call: Call, count: int, parameters: Sequence[nn.Parameter],
-        vector: Sequence[Tensor], at: Sequence[Tensor] | None,
+        vector: Sequence[Tensor | None], at: Sequence[Tensor] | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """``f`` and ``J v`` of the first examples of a call."""
         everything = dict(self._bare.named_parameters())
         names = {id(p): name for name, p in everything.items()}
         values = {name: p.detach() for name, p in everything.items()}
 
-        def of_the_model(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        def of_the_model(tensors: Sequence[Tensor | None]) -> dict[str, Tensor]:
             pairs = zip(parameters, tensors, strict=True)
-            return {names[id(p)]: tensor for p, tensor in pairs if id(p) in names}
+            return {names[id(p)]: x for p, x in pairs if x is not None and id(p) in names}
 
         values |= of_the_model(at) if at is not None else {}
         tangents = of_the_model(vector)

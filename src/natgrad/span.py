@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,19 +22,22 @@ DELTA = "delta"  #: the last step of a parameter; torch would not bring a "step"
 class Span:
     """The natural gradients in ``.grad``, and the last step if there was one.
 
-    Within a direction the parameter groups' multipliers count relative to the largest, which
-    multiplies the coefficient that the quadratic model chooses.
+    The natural gradients are one direction, or one for each part of the parameters; the last step
+    is one. Within a direction the parameter groups' multipliers count relative to the largest,
+    which multiplies the coefficients that the quadratic model chooses.
 
     Attributes:
         parameters: those that move.
-        directions: a tensor for each parameter.
+        natural: how many directions, from the first, are natural gradients.
+        directions: a tensor for each parameter, None where it stays.
         given: the coefficient of each direction, None where the model chooses it.
         multipliers: of the coefficients chosen, 1 where given.
         decays: for each parameter, what its weight loses per unit of the learning rate.
     """
 
     parameters: Sequence[nn.Parameter]
-    directions: Sequence[Sequence[Tensor]]
+    natural: int
+    directions: Sequence[Sequence[Tensor | None]]
     given: Sequence[float | None]
     multipliers: Sequence[float]
     decays: Sequence[float]
@@ -48,6 +51,7 @@ class Span:
         *,
         lr: bool,
         momentum: bool,
+        parts: Sequence[Collection[int]] = (),
     ) -> Span:
         """The span of an optimizer's step.
 
@@ -57,10 +61,17 @@ class Span:
             state: an optimizer's, with the last step under :data:`DELTA`.
             lr: whether the learning rate is chosen; else it is the groups'.
             momentum: whether the momentum is chosen; else it is the groups'.
+            parts: numbers of the parameters whose natural gradients are a direction together; each
+                parameter is in one. Without any, all are.
         """
         groups = list(among)
         rate, top = (max(float(g[key]) for g in groups) for key in ("lr", "momentum"))
-        directions = [[_relative(p.grad, g["lr"], rate) for p, g in moving if p.grad is not None]]
+        whole = [_relative(p.grad, g["lr"], rate) for p, g in moving if p.grad is not None]
+        directions: list[list[Tensor | None]] = [
+            [v if k in part else None for k, v in enumerate(whole)]
+            for part in parts or [range(len(whole))]
+        ]
+        natural = len(directions)
         last = [state.get(p, {}).get(DELTA) for p, _ in moving]
         if top > 0 and any(delta is not None for delta in last):
             directions.append(
@@ -69,12 +80,13 @@ class Span:
                     for (p, g), delta in zip(moving, last, strict=True)
                 ]
             )
-        count = len(directions)
+        lasts = len(directions) - natural
         return cls(
             parameters=[p for p, _ in moving],
+            natural=natural,
             directions=directions,
-            given=[None if lr else -rate, None if momentum else top][:count],
-            multipliers=[rate if lr else 1.0, top if momentum else 1.0][:count],
+            given=[None if lr else -rate] * natural + [None if momentum else top] * lasts,
+            multipliers=[rate if lr else 1.0] * natural + [top if momentum else 1.0] * lasts,
             decays=[(g["lr"] / rate if rate else 0.0) * g["weight_decay"] for _, g in moving],
         )
 
@@ -88,15 +100,22 @@ class Span:
 
     def steps(self, w: Sequence[float]) -> list[Tensor]:
         """``sum_i w_i v_i`` of each parameter."""
-        found = list(torch._foreach_mul(list(self.directions[0]), w[0]))
-        for value, direction in zip(w[1:], self.directions[1:], strict=True):
-            torch._foreach_add_(found, list(direction), alpha=value)
+        natural: dict[int, Tensor] = {}
+        for value, direction in zip(w[: self.natural], self.directions, strict=False):
+            own = {k: v for k, v in enumerate(direction) if v is not None}
+            natural.update(zip(own, torch._foreach_mul(list(own.values()), value), strict=True))
+        found = [natural[k] for k in range(len(self.parameters))]
+        for value, last in zip(w[self.natural :], self.directions[self.natural :], strict=True):
+            torch._foreach_add_(found, [v for v in last if v is not None], alpha=value)
         return found
 
     def lost(self, w: Sequence[float]) -> list[float]:
         """The part of each weight that decays in the step; uphill none, or weights would grow."""
-        lr = max(-w[0], 0.0)
-        return [lr * decay for decay in self.decays]
+        rates = [0.0] * len(self.decays)
+        for value, direction in zip(w[: self.natural], self.directions, strict=False):
+            for k, v in enumerate(direction):
+                rates[k] = rates[k] if v is None else max(-value, 0.0)
+        return [rate * decay for rate, decay in zip(rates, self.decays, strict=True)]
 
 
 def _relative(x: Tensor, own: float, top: float) -> Tensor:

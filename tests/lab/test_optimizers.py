@@ -7,7 +7,8 @@ from torch import nn
 from natgrad import Categorical
 from natgrad.lab.errors import UsageError
 from natgrad.lab.networks import mlp
-from natgrad.lab.optimizers import Joint, Task, build, complete, parse
+from natgrad.lab.optimizers import Joint, Task, build, complete, first_order, parse
+from natgrad.lab.optimizers.muon import FullMuon, orthogonalised
 
 from .conftest import buildable
 
@@ -73,6 +74,39 @@ def test_muon_leaves_embeddings_to_adamw() -> None:
 def test_muon_needs_something_to_do() -> None:
     with pytest.raises(UsageError, match="hidden weight matrix"):
         build("muon", Task(mlp((5, 3)), Categorical()), {})
+
+
+def test_muon_in_full_takes_the_steps_of_muon() -> None:
+    ends = []
+    for method in (torch.optim.Muon, FullMuon):
+        torch.manual_seed(0)
+        matrices = [nn.Parameter(torch.randn(shape)) for shape in ((6, 9), (9, 6))]
+        start = [p.detach().clone() for p in matrices]
+        optimizer = method(matrices, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        for _ in range(3):
+            for p in matrices:
+                p.grad = torch.randn(p.shape)
+            optimizer.step()
+        ends.append([p.detach() - q for p, q in zip(matrices, start, strict=True)])
+    for mine, theirs in zip(ends[1], ends[0], strict=True):
+        assert float((mine - theirs).norm() / theirs.norm()) < 0.02  # theirs is in bfloat16
+
+
+def test_newton_and_schulz_bring_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    found = orthogonalised(torch.randn(5, 12), (3.4445, -4.7750, 2.0315), 5, 1e-7)
+    values = torch.linalg.svdvals(found)
+    assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_muon_is_torchs_where_bfloat16_is_multiplied_as_such(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_order, "natively", lambda dtype: native)
+    joint = build("muon", task(), {})
+    assert isinstance(joint, Joint)
+    assert isinstance(joint.members[0], FullMuon) != native
 
 
 def test_a_schedule_reaches_every_member_also_after_loading() -> None:

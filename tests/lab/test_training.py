@@ -169,3 +169,17 @@ def test_a_linear_schedule_ends_at_zero(tiny: Recipe, digits: Splits, optimizer:
         resumed.step()
     for p, q in zip(one.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_what_is_judged_is_the_average_where_one_is_kept(tiny: Recipe, digits: Splits) -> None:
+    given = {"average": 0.9, "per": "output"}
+    one = start(tiny, digits, "kfac_auto", settings=given)
+    last = start(tiny, digits, "kfac_auto", settings={**given, "average": 0.0})
+    for _ in range(4):
+        one.step()
+        last.step()
+    assert all(map(torch.equal, one.model.parameters(), last.model.parameters()))
+    assert len(one.optimizer.param_groups) == 2
+    assert one.evaluate()["train_loss"] != last.evaluate()["train_loss"]
+    with one.averaged():
+        assert one.evaluate()["train_loss"] == one.rows[0]["train_loss"]

@@ -96,6 +96,43 @@ def test_learning_rate_and_momentum_minimise_the_dense_model(method, kind, fract
             assert alpha != pytest.approx(step.best(None, 0.05)[0], rel=1e-6)
 
 
+def parts_of(net: nn.Module, per: str) -> list[list[int]]:
+    """Numbers of the parameters that share a rate: layers, or the output layer and the rest."""
+    return {"layer": [[0, 1], [2, 3], [4, 5]], "group": [[4, 5], [0, 1, 2, 3]]}[per]
+
+
+@every_method
+@every_kind
+@pytest.mark.parametrize("per", ["layer", "group"])
+@pytest.mark.parametrize("momentum", ["auto", 0.8])
+def test_rates_of_parts_minimise_the_dense_model_together(method, kind, per, momentum):
+    net = mlp(4, 5, 3, 3)
+    opt = method(
+        net, lr=Auto(0.5, per=per), momentum=momentum, damping=0.05, likelihood=LIKELIHOODS[kind],
+        groups=[{"params": net[-1].parameters()}],
+    )  # fmt: skip
+    sizes = [p.numel() for p in net.parameters()]
+    numbers = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    for step, before in steps(opt, net, kind, 0.5):
+        V = [
+            torch.where(torch.isin(numbers, torch.tensor(part)), step.U, 0.0)
+            for part in parts_of(net, per)
+        ]
+        rates, start = len(V), torch.zeros_like(step.g)
+        if before is not None and momentum == "auto":
+            V.append(before)
+        elif before is not None:
+            start = momentum * before
+        F, V = step.F + 0.05 * torch.eye(len(step.F)).double(), torch.stack(V, 1)
+        w = torch.linalg.solve(V.mT @ F @ V, -V.mT @ (step.g + F @ start))
+        assert relative(V @ w + start, step.delta) < 1e-7
+        nearest = -(step.U @ (V[:, :rates] @ w[:rates])) / (step.U @ step.U)
+        assert opt.stats()["lr"] == pytest.approx(float(nearest), rel=1e-6)
+        alone = step.best(before, 0.05, None, None if momentum == "auto" else momentum)[0]
+        exact = method is natgrad.ExactNGD
+        assert exact or float(nearest) != pytest.approx(alone, rel=1e-4)  # one rate differs
+
+
 def test_another_part_of_the_batch_would_give_something_else():
     net = mlp(4, 5, 3)
     opt = natgrad.KFAC(net, lr=Auto(0.25), damping=0.05, likelihood=Categorical())
@@ -179,7 +216,10 @@ def ratios(method, likelihood=Gaussian(), reduction="mean", by="closure", steps=
 
 
 @every_method
-@pytest.mark.parametrize(("lr", "momentum"), [(0.1, 0.9), (Auto(1.0), 0.9), (Auto(1.0), "auto")])
+@pytest.mark.parametrize(
+    ("lr", "momentum"),
+    [(0.1, 0.9), (Auto(1.0), 0.9), (Auto(1.0), "auto"), (Auto(1.0, per="layer"), "auto")],
+)
 @pytest.mark.parametrize("by", ["closure", "targets"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_reduction_ratio_is_one_on_a_quadratic(method, lr, momentum, by, reduction):
@@ -194,7 +234,9 @@ def test_it_is_not_one_with_an_approximation_or_a_part_of_the_batch():
 
 
 @every_method
-@pytest.mark.parametrize("lr", [0.1, Auto(1.0)], ids=["fixed", "auto"])
+@pytest.mark.parametrize(
+    "lr", [0.1, Auto(1.0), Auto(1.0, per="layer")], ids=["fixed", "auto", "layers"]
+)
 def test_the_ratio_counts_what_weight_decay_does_to_the_loss(method, lr):
     assert ratios(method, lr=lr, weight_decay=0.1) == pytest.approx([1] * 3, rel=1e-8)
 

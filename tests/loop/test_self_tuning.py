@@ -109,8 +109,14 @@ def test_it_beats_the_same_steps_with_a_rate_too_small(method):
 @every_method
 @pytest.mark.parametrize(
     ("norm", "kwargs"),
-    [(False, {}), (True, RARELY), (False, {"lr": 0.3, "momentum": 0.9}), (True, {"fused": True})],
-    ids=["", "rarely", "given rate", "fused"],
+    [
+        (False, {}),
+        (True, RARELY),
+        (False, {"lr": 0.3, "momentum": 0.9}),
+        (True, {"fused": True}),
+        (True, {"lr": natgrad.Auto(per="layer")}),
+    ],
+    ids=["", "rarely", "given rate", "fused", "layers"],
 )
 def test_a_run_resumes_bit_for_bit(method, norm, kwargs):
     if method is natgrad.ExactNGD and "fused" in kwargs:

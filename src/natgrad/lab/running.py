@@ -179,7 +179,8 @@ def carry_out(
     _note(place, training, status)
     if status != "interrupted":
         if status == "finished" and not run.tuning:
-            place.save_weights(training.model.state_dict())
+            with training.averaged():  # what was evaluated
+                place.save_weights(training.model.state_dict())
         place.drop_checkpoint()
     watch.end(training, status)
     return status

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from natgrad.lab.errors import UsageError
 from natgrad.lab.objective import evaluate
 from natgrad.lab.optimizers import Settings, Task, build, complete
 from natgrad.lab.recipe import Recipe
-from natgrad.optim import ExactNGD
+from natgrad.optim import ExactNGD, NaturalGradient
 from natgrad.whiten import Whitened
 
 __all__ = ["Budget", "Run", "Training", "data_order", "evaluate"]
@@ -195,12 +196,20 @@ class Training:
         }
         if not self.run.tuning:
             measured["test"] = self.splits.test
-        for split, pair in measured.items():
-            loss, figure = recipe.minimised.evaluate(self.model, pair)
-            row |= {f"{split}_loss": loss, f"{split}_metric": figure}
+        with self.averaged():
+            for split, pair in measured.items():
+                loss, figure = recipe.minimised.evaluate(self.model, pair)
+                row |= {f"{split}_loss": loss, f"{split}_metric": figure}
         if finite(row):
             self.rows.append(row)
         return row
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The model is the optimizer's average of the iterates inside, where it keeps one."""
+        optimizer = self.optimizer
+        if isinstance(optimizer, NaturalGradient) and optimizer.average is not None:
+            return optimizer.averaged()
+        return nullcontext()
 
     def _row(self) -> dict[str, Any]:
         return {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from natgrad.lab.errors import UsageError
 from natgrad.lab.optimizers.task import Task
+from natgrad.pace import natively
 
 __all__ = ["Joint", "adam", "adamw", "lbfgs", "muon", "sgd"]
 
@@ -57,6 +58,8 @@ def muon(task: Task, *, lr: float = 1e-3, momentum: float = 0.95) -> torch.optim
 
     Updates are scaled to the root mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982), so
     that one learning rate serves both. No decoupled decay: the recipe's L2 penalty is the only one.
+    On a processor that does not multiply bfloat16 itself Muon's products are in float32, which is
+    many times faster there.
     """
     if not hasattr(torch.optim, "Muon"):
         raise UsageError(f"muon needs torch 2.9 or newer, this is torch {torch.__version__}")
@@ -66,13 +69,21 @@ def muon(task: Task, *, lr: float = 1e-3, momentum: float = 0.95) -> torch.optim
     rest = [p for p in task.model.parameters() if all(p is not q for q in hidden)]
     if not hidden:
         raise UsageError("muon needs a hidden weight matrix; the network has none")
+    method = torch.optim.Muon if natively(torch.bfloat16) else _full_muon()
     return Joint(
-        torch.optim.Muon(
+        method(
             hidden, lr=lr, momentum=momentum, weight_decay=0.0,
             adjust_lr_fn="match_rms_adamw",
         ),
         torch.optim.AdamW(rest, lr=lr, weight_decay=0.0),
     )  # fmt: skip
+
+
+def _full_muon() -> type[torch.optim.Muon]:
+    """Imported when asked for: older versions of torch have none to inherit from."""
+    from natgrad.lab.optimizers.muon import FullMuon
+
+    return FullMuon
 
 
 class Joint(torch.optim.Optimizer):

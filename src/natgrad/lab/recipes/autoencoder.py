@@ -5,9 +5,18 @@ from functools import partial
 from natgrad.lab.data import MNIST_PIXELS
 from natgrad.lab.metrics import SQUARED_ERROR
 from natgrad.lab.networks import autoencoder
+from natgrad.lab.optimizers import Settings
 from natgrad.lab.optimizers.grids import damped
 from natgrad.lab.recipe import Recipe
 from natgrad.likelihood import Bernoulli
+
+AUTOMATICS = ("kfac_auto", "tkfac_auto", "ekfac_auto", "tekfac_auto", "tkfac_auto_bf16")
+AUTOMATIC: Settings = {
+    "stats_every": 5, "fraction": 0.1, "burn_in": 3, "reject_every": 5, "average": 0.8,
+}  # fmt: skip
+TOGETHER: Settings = {"per": "step", "decay": 0.95}
+APART: Settings = {"per": "output", "decay": 0.95}
+FORGETFUL: Settings = {"per": "output", "decay": 0.8}
 
 RECIPE = Recipe(
     name="autoencoder",
@@ -31,7 +40,7 @@ RECIPE = Recipe(
         "adamw": [
             {"lr": lr, "weight_decay": decay} for lr in (5e-4, 1e-3, 2e-3) for decay in (0.01, 0.1)
         ],
-        "muon": [{"lr": lr} for lr in (2e-3, 5e-3, 0.01, 0.015, 0.02, 0.03)],
+        "muon": [{"lr": lr} for lr in (2e-3, 3e-3, 5e-3, 8e-3, 0.012, 0.02)],
         "soap": [{"lr": lr} for lr in (1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.03)],
         "kfac_pytorch": [
             {"kl_clip": clip, "damping": damping}
@@ -40,23 +49,12 @@ RECIPE = Recipe(
         ],
         **{
             name: [
-                {"damping": damping, "stats_every": every, "fraction": fraction, "reject_every": 5}
-                for damping in (0.001, 0.003, 0.01)
-                for every, fraction in ((2, 0.25), (5, 0.1))
+                {**AUTOMATIC, "damping": damping, **kind}
+                for damping in (0.01, 0.03)
+                for kind in (TOGETHER, APART, FORGETFUL)
             ]
-            for name in ("kfac_auto", "tkfac_auto", "ekfac_auto", "tekfac_auto")
+            for name in AUTOMATICS
         },
-        "tkfac_auto_bf16": [
-            {
-                "damping": damping,
-                "stats_every": every,
-                "fraction": 0.1,
-                "burn_in": 3,
-                "reject_every": 5,
-            }
-            for damping in (0.003, 0.01, 0.03)
-            for every in (2, 5)
-        ],
         **damped((0.3, 1.0), (0.001, 0.003, 0.01)),
     },
     settings={
@@ -64,22 +62,14 @@ RECIPE = Recipe(
         "sgd_nesterov": {"lr": 2e-3},
         "adam": {"lr": 1e-3},
         "adamw": {"lr": 1e-3, "weight_decay": 0.01},
-        "muon": {"lr": 0.01},
+        "muon": {"lr": 8e-3},
         "soap": {"lr": 0.01},
         "kfac_pytorch": {"kl_clip": 0.01, "damping": 1e-3},
         **{key: {"lr": 0.001, "damping": 1.0} for key in ("kfac", "ekfac", "tkfac", "tekfac")},
-        "tkfac_auto_bf16": {
-            "damping": 0.03,
-            "stats_every": 5,
-            "fraction": 0.1,
-            "burn_in": 3,
-            "reject_every": 5,
-        },
-        **{
-            name: {"damping": 0.01, "stats_every": 5, "fraction": 0.1, "reject_every": 5}
-            for name in ("kfac_auto", "tkfac_auto", "ekfac_auto", "tekfac_auto")
-        },
+        **{name: {**AUTOMATIC, "damping": 0.03, **FORGETFUL} for name in AUTOMATICS},
     },
+    schedule="linear",
+    unscheduled=AUTOMATICS,
     optimizers=(
         "sgd_nesterov",
         "adam",
@@ -94,6 +84,7 @@ RECIPE = Recipe(
     differs=(
         "tanh instead of logistic hidden units, Glorot-normal instead of sparse initialisation; "
         "50,000 training images, 10,000 of the 60,000 are held out for validation; batch 500, "
-        "L2 1e-5, constant learning rate; a tuning run gets three tenths of the budget of a run"
+        "L2 1e-5; learning rates fall linearly to zero, except where they are chosen at every "
+        "step; a tuning run gets three tenths of the budget of a run"
     ),
 )
