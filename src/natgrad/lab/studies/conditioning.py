@@ -43,14 +43,15 @@ class FisherBeforeAndAfter:
         layers: the middle hidden layers, as the network names them.
         eps: of the whitening in the heat maps; in the runs it is PRONG's own.
         examples: of the training data, that the Fisher matrices are means over.
-        damping: added to the eigenvalues for the condition numbers, as a Fisher matrix of few
-            examples is singular.
+        damping: added to the eigenvalues for the condition numbers. Without, they are over the
+            eigenvalues that are not zero: gradients of a layer before a narrow one span few
+            directions, and their block is singular for any number of examples.
     """
 
     layers: tuple[str, ...]
     eps: float = 1e-2
     examples: int = 200
-    damping: float = 1e-6
+    damping: float = 0.0
 
     def watch(self, results: Results) -> Watch | None:
         """Measures condition numbers at every point of the curves."""
@@ -68,7 +69,8 @@ class FisherBeforeAndAfter:
         caption = (
             "Condition number of the Fisher block of each middle hidden layer in the coordinates "
             f"that are trained, over the plain network's at the start (exact, {self.examples} "
-            f"training examples, damping {self.damping:g}). Lines: geometric mean over seeds; "
+            f"training examples, damping {self.damping:g}; without one, of the eigenvalues that are "
+            "not zero). Lines: geometric mean over seeds; "
             "bands: least to greatest."
         )
         work.folder.write_figure("conditioning", figure, caption)
