@@ -69,9 +69,8 @@ class FisherBeforeAndAfter:
         caption = (
             "Condition number of the Fisher block of each middle hidden layer in the coordinates "
             f"that are trained, over the plain network's at the start (exact, {self.examples} "
-            f"training examples, damping {self.damping:g}; without one, of the eigenvalues that are "
-            "not zero). Lines: geometric mean over seeds; "
-            "bands: least to greatest."
+            f"training examples, damping {self.damping:g}; without, over the eigenvalues that are "
+            "not zero). Lines: geometric mean over seeds; bands: least to greatest."
         )
         work.folder.write_figure("conditioning", figure, caption)
         work.folder.write_table("conditioning", self._table(work, rows))
@@ -110,7 +109,8 @@ class FisherBeforeAndAfter:
             ]
             when = {row["seed"]: row["update"] for row in found}
             left, sd = _condition_at(rows, name, when)
-            cells.append([display_name(name), *means, left, 100 * (1 - left), 100 * sd, len(found)])
+            spread = None if sd is None else 100 * sd
+            cells.append([display_name(name), *means, left, 100 * (1 - left), spread, len(found)])
         metric = work.recipe.metric
         columns = (
             "optimizer", "updates", "train loss", f"train {metric.name} [{metric.unit}]",
@@ -194,12 +194,12 @@ def _at(rows: Sequence[Mapping[str, Any]], level: float) -> Mapping[str, Any]:
 
 def _condition_at(
     rows: Sequence[Mapping[str, Any]], optimizer: str, when: Mapping[int, int]
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """Geometric mean over layers and seeds, and the spread over seeds."""
     logs: dict[int, list[float]] = defaultdict(list)
     for row in rows:
         if row["optimizer"] == optimizer and when.get(row["seed"]) == row["update"]:
             logs[row["seed"]].append(float(np.log(row["condition"])))
     seeds = [float(np.exp(np.mean(values))) for values in logs.values()]
-    sd = statistics.stdev(seeds) if len(seeds) > 1 else 0.0
+    sd = statistics.stdev(seeds) if len(seeds) > 1 else None
     return float(np.exp(np.mean([x for values in logs.values() for x in values]))), sd
