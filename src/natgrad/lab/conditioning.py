@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from natgrad.gather import Kind
 from natgrad.lab.errors import UsageError
 from natgrad.lab.folder import Results, read_rows
-from natgrad.lab.report.style import Look, literal, looks, styled
+from natgrad.lab.report.style import Look, literal, looks, save_figure, styled
 from natgrad.lab.report.text import display_name
 from natgrad.lab.running import Row, Silent
 from natgrad.lab.training import Training
@@ -68,7 +68,12 @@ class Conditioning(Silent):
         path = self._path(training)
         if path is None:
             return
-        kept = [row for row in read_rows(path) if row["update"] <= training.update]
+        points = {row["update"] for row in training.rows}
+        kept = [
+            row
+            for row in read_rows(path)
+            if (row["update"] in points if self.every is None else row["update"] <= training.update)
+        ]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(map(_line, kept)), encoding="utf-8")
         if self.every is not None and not kept:
@@ -125,18 +130,12 @@ def write_conditioning(folder: Path | str) -> list[Path]:
     rows = read_conditioning(folder)
     if not rows:
         raise UsageError(f"no {FILE} in the runs of {folder}: run with a Conditioning watch first")
-    paths = []
-    with styled():
-        figure = conditioning_figure(rows)
-        for kind in ("pdf", "png"):
-            path = Path(folder) / f"conditioning.{kind}"
-            metadata = {"CreationDate": None} if kind == "pdf" else {}
-            figure.savefig(path, dpi=200, metadata=metadata)
-            paths.append(path)
-    return paths
+    return save_figure(conditioning_figure(rows), Path(folder) / "conditioning")
 
 
-def conditioning_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def conditioning_figure(
+    rows: Sequence[Mapping[str, Any]], label: str = "condition of the Fisher block"
+) -> Figure:
     """Condition number against updates, a panel for each layer and a line for each optimizer.
 
     Lines are geometric means over seeds, bands reach from the least to the greatest.
@@ -154,7 +153,7 @@ def conditioning_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             ax.set_yscale("log")
             ax.set_title(literal(f"layer {layer}" if layer else "the layer"), fontsize=9)
             ax.set_xlabel("updates")
-        axes[0].set_ylabel("condition of the Fisher block")
+        axes[0].set_ylabel(label)
         handles = [
             Line2D([], [], color=style.colour, marker=style.marker) for style in look.values()
         ]

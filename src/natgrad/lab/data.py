@@ -21,6 +21,7 @@ __all__ = [
     "DIGITS",
     "KJV",
     "MNIST",
+    "MNIST_10X10",
     "MNIST_PIXELS",
     "DataSet",
     "Pair",
@@ -82,6 +83,23 @@ class DataSet:
     split: str
     load: Callable[[Path | None], Splits]
 
+    def first(self, train: int, validation: int, test: int) -> DataSet:
+        """The first so many examples of every split: for the smaller profiles of an experiment."""
+        words = f"{self.split}; of these the first {train:,} / {validation:,} / {test:,}"
+        return DataSet(self.name, words, partial(_first, self.load, (train, validation, test)))
+
+
+def _first(
+    load: Callable[[Path | None], Splits], counts: tuple[int, int, int], folder: Path | None
+) -> Splits:
+    whole, (train, validation, test) = load(folder), counts
+    return Splits(
+        whole.train.first(train),
+        whole.validation.first(validation),
+        whole.test.first(test),
+        whole.source,
+    )
+
 
 def _digits(folder: Path | None) -> Splits:
     """1,797 8x8 digits that come with scikit-learn, shuffled with a fixed seed."""
@@ -119,6 +137,21 @@ def _mnist(folder: Path | None) -> Splits:
         Pair(_pixels(test.images), torch.from_numpy(test.labels)),
         f"{train.source}; {test.source}",
     )
+
+
+def _mnist_small(side: int, folder: Path | None) -> Splits:
+    splits = _mnist(folder)
+    train, validation, test = (
+        Pair(_averaged(pair.inputs, side), pair.targets)
+        for pair in (splits.train, splits.validation, splits.test)
+    )
+    return Splits(train, validation, test, splits.source)
+
+
+def _averaged(pixels: Tensor, side: int) -> Tensor:
+    """Rows of 28x28 pixels as rows of ``side x side``, each the mean of those it overlaps."""
+    images = pixels.view(-1, 1, 28, 28)
+    return torch.nn.functional.adaptive_avg_pool2d(images, side).flatten(1).contiguous()
 
 
 def _mnist_pixels(folder: Path | None) -> Splits:
@@ -181,5 +214,7 @@ KJV = DataSet(
 )
 MNIST_SPLIT = "the last 10,000 of the 60,000 training images are the validation set"
 MNIST = DataSet("MNIST", MNIST_SPLIT, _mnist)
+#: MNIST downsampled by averaging, for networks whose Fisher matrix fits in memory
+MNIST_10X10 = DataSet("MNIST, 10x10", MNIST_SPLIT, partial(_mnist_small, 10))
 #: MNIST with the images themselves as targets
 MNIST_PIXELS = DataSet("MNIST", MNIST_SPLIT, _mnist_pixels)

@@ -7,6 +7,7 @@ from natgrad.lab.metrics import SQUARED_ERROR
 from natgrad.lab.networks import autoencoder
 from natgrad.lab.optimizers import Settings
 from natgrad.lab.optimizers.grids import damped
+from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe
 from natgrad.likelihood import Bernoulli
 
@@ -29,8 +30,8 @@ RECIPE = Recipe(
     metric=SQUARED_ERROR,
     batch_size=500,
     l2=1e-5,
-    epochs=10,
-    tuning_epochs=3,
+    epochs=100,
+    tuning_epochs=10,
     evaluations_per_epoch=10,
     evaluations=10,  # one at each tenth of the budget: they cost as much as the training
     grids={  # 6 points each
@@ -81,10 +82,25 @@ RECIPE = Recipe(
         "ekfac_auto",
         "tekfac_auto",
     ),
+    profiles={
+        "cpu": Profile({"epochs": 10, "tuning_epochs": 3}),
+        "smoke": Profile(
+            {
+                "data": MNIST_PIXELS.first(500, 100, 100),
+                "network": partial(autoencoder, (784, 50, 30)),
+                "architecture": "784-50-30 and its mirror image, tanh, linear code layer",
+                "batch_size": 100,
+                "epochs": 1,
+                "tuning_epochs": 0.4,
+                "evaluations": 2,
+                "optimizers": ("sgd_nesterov", "adam", "muon", "tkfac_auto"),
+                "seeds": (0,),
+            }
+        ),
+    },
     differs=(
         "tanh instead of logistic hidden units, Glorot-normal instead of sparse initialisation; "
         "50,000 training images, 10,000 of the 60,000 are held out for validation; batch 500, "
-        "L2 1e-5; learning rates fall linearly to zero, except where they are chosen at every "
-        "step; a tuning run gets three tenths of the budget of a run"
+        "L2 1e-5; learning rates fall linearly to zero, except where they are chosen at every step"
     ),
 )
