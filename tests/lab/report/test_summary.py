@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from natgrad.lab.report import summarize
+from natgrad.lab.report.crossing import first_crossing
 from natgrad.lab.report.read import Row
-from natgrad.lab.report.summary import first_crossing
 
 from .conftest import learning, row, write_manifest, write_run
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from natgrad.lab.report.crossing import first_crossing
 from natgrad.lab.report.read import Results, Run
-from natgrad.lab.report.summary import Summary, first_crossing
+from natgrad.lab.report.summary import Summary
 
 __all__ = ["Ours", "ours_of"]
 

@@ -16,7 +16,6 @@ from natgrad.lab.report.headline import headline
 from natgrad.lab.report.read import Results
 from natgrad.lab.report.studies import pictures, written
 from natgrad.lab.report.summary import Summary
-from natgrad.lab.report.tenths import TITLE
 from natgrad.lab.report.text import display_name, plain_value, without_paths
 from natgrad.lab.report.tuning import grids
 
@@ -46,9 +45,9 @@ def page(results: Results, summary: Summary, paper: Sequence[Beside], folder: Pa
             tables=[
                 ("What it took to reach the target", tables.cost_columns(summary)),
                 ("Where training ended", tables.final_columns(summary)),
-                *([(TITLE, summary.tenths.columns())] if summary.tenths else []),
+                *((timeline.title, timeline.columns()) for timeline in summary.timelines),
             ],
-            notes=tables.notes(summary) + (summary.tenths.notes() if summary.tenths else []),
+            notes=tables.notes(summary) + [n for each in summary.timelines for n in each.notes()],
             legend=[(name, Markup(svg)) for name, svg in figures.page_legend(results)],
             panels=[Markup(drawing.svg) for drawing in figures.page_panels(results, summary)],
             caption=figures.CAPTION,

@@ -57,9 +57,9 @@ def show(written: Written, console: Console, paper: bool) -> None:
     """Print the tables."""
     if written.summary.entries:
         console.print(written.summary.table())
-    if written.summary.tenths is not None:
+    for timeline in written.summary.timelines:
         console.print()
-        console.print(written.summary.tenths.table())
+        console.print(timeline.table())
     for table in written.results.tables.values():
         console.print()
         console.print(study_table(table))

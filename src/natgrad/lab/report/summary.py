@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from natgrad.lab.report import tables
-from natgrad.lab.report.read import Axis, Metric, Quantity, Results, Row, Run, read_results
+from natgrad.lab.report.crossing import first_crossing
+from natgrad.lab.report.race import Race, race
+from natgrad.lab.report.read import Axis, Metric, Quantity, Results, Run, read_results
 from natgrad.lab.report.tenths import Tenths, tenths
 from natgrad.lab.report.text import display_name
 
@@ -98,6 +100,12 @@ class Summary:
     entries: tuple[OptimizerSummary, ...]
     status: Literal["finished", "running", "interrupted"] = "finished"
     tenths: Tenths | None = None
+    race: Race | None = None
+
+    @property
+    def timelines(self) -> list[Tenths | Race]:
+        """Who was ahead when, as far as it can be told."""
+        return [part for part in (self.tenths, self.race) if part is not None]
 
     def entry(self, optimizer: str) -> OptimizerSummary | None:
         """Return an optimizer's figures, None where it was not run."""
@@ -149,6 +157,7 @@ def summary_of(results: Results) -> Summary:
         entries=tuple(_relate(entry, reference) for entry in entries),
         status=status if status in ("running", "interrupted") else "finished",
         tenths=tenths(results),
+        race=race(results),
     )
 
 
@@ -172,34 +181,6 @@ def choose_target(runs: Mapping[str, Sequence[Run]]) -> Target | None:
     best = min(finals, key=lambda name: statistics.median(finals[name]))
     name = f"the final validation loss of {display_name(best)}'s worst seed"
     return Target(max(finals[best]), name, best)
-
-
-def first_crossing(rows: Sequence[Row], target: float, axis: Axis) -> float:
-    """Return where the running minimum of the validation loss first reaches the target.
-
-    Linear between the two evaluations around the crossing; evaluations without a finite loss are
-    left out.
-
-    Args:
-        rows: Evaluations in order.
-        target: The validation loss to reach.
-        axis: The unit of the answer.
-
-    Returns:
-        The place on the axis, infinity where the target is not reached.
-    """
-    before: tuple[float, float] | None = None
-    for row in rows:
-        x, loss = row.x(axis), row.y("validation_loss")
-        if not math.isfinite(loss):
-            continue
-        if loss <= target:
-            if before is None or before[1] == loss:
-                return x
-            share = (before[1] - target) / (before[1] - loss)
-            return before[0] + share * (x - before[0])
-        before = (x, loss if before is None else min(before[1], loss))
-    return math.inf
 
 
 def _entry(name: str, runs: Sequence[Run], target: float, planned: int) -> OptimizerSummary:

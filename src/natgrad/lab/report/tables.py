@@ -113,9 +113,9 @@ def markdown(summary: Summary) -> str:
         _markdown_table(summary, final_columns(summary)),
         "\n".join(f"- {line}" for line in notes(summary)),
     ]
-    if summary.tenths is not None:
-        parts.append(_markdown_table(summary, summary.tenths.columns()))
-        parts.append("\n".join(f"- {line}" for line in summary.tenths.notes()))
+    for timeline in summary.timelines:
+        parts.append(_markdown_table(summary, timeline.columns()))
+        parts.append("\n".join(f"- {line}" for line in timeline.notes()))
     return "\n\n".join(parts) + "\n"
 
 

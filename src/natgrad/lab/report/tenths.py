@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -18,8 +18,6 @@ from natgrad.lab.report.text import display_name, fixed, listed, significant
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-TITLE = "Training loss at every tenth of the budget"
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Tenths:
             that has diverged counts as infinite; None where the median is infinite or nothing ran.
     """
 
+    title: ClassVar[str] = "Training loss at every tenth of the budget"
     seconds: tuple[float, ...]
     optimizers: tuple[str, ...]
     losses: tuple[tuple[float | None, ...], ...]
@@ -82,7 +81,7 @@ class Tenths:
         from rich.table import Table
 
         table = Table(
-            title=TITLE,
+            title=self.title,
             caption="\n".join(self.notes()),
             caption_justify="left",
             box=box.SIMPLE_HEAD,
