@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from natgrad.lab.errors import LabError
 from natgrad.lab.report import figures, tables
 from natgrad.lab.report.headline import headline
 from natgrad.lab.report.read import Quantity, Results
@@ -17,6 +18,7 @@ from natgrad.lab.report.summary import Summary
 from natgrad.lab.report.tenths import TITLE
 from natgrad.lab.report.text import NOTHING, display_name, plain_value, with_spread, without_paths
 from natgrad.lab.report.tuning import grids
+from natgrad.lab.schedules import parse
 
 _PRIVATE = {"host", "hostname", "node", "user", "cwd", "path", "executable"}
 
@@ -150,6 +152,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         "Batch size": recipe.get("batch_size"),
         "L2 penalty": recipe.get("l2"),
         "Learning rate": _schedule(recipe.get("schedule")),
+        "Augmentation": recipe.get("augmentation"),
         "Budget per run": _budget(results.part("budget")),
         "Budget per tuning run": _budget(results.part("tuning_budget")),
         "Seeds": ", ".join(map(str, results.seeds)),
@@ -158,8 +161,10 @@ def facts(results: Results) -> list[tuple[str, str]]:
 
 
 def _schedule(name: Any) -> str:
-    known = {"constant": "constant", "linear": "falls linearly to zero over the budget"}
-    return known.get(name, "")
+    try:
+        return parse(str(name)).about
+    except LabError:  # of another version, or none
+        return ""
 
 
 def _examples(data: Mapping[str, Any]) -> str:
