@@ -27,10 +27,11 @@ def adam(
 
 
 def rmsprop(
-    task: Task, *, lr: float = 1e-3, momentum: float = 0.0, decay: float = 0.99
+    task: Task, *, lr: float = 1e-3, momentum: float = 0.9, alpha: float = 0.99, eps: float = 1e-8
 ) -> torch.optim.Optimizer:
-    """RMSprop (Tieleman & Hinton 2012); ``decay`` is the weight of the old mean square."""
-    return torch.optim.RMSprop(task.model.parameters(), lr=lr, momentum=momentum, alpha=decay)
+    """RMSprop (Tieleman & Hinton 2012) with heavy-ball momentum, as PRONG is compared with it."""
+    parameters = task.model.parameters()
+    return torch.optim.RMSprop(parameters, lr=lr, momentum=momentum, alpha=alpha, eps=eps)
 
 
 def adamw(

@@ -1,6 +1,9 @@
 """PRONG beside SGD, RMSprop and BatchNorm on CIFAR-10 (PRONG paper, Fig. 4a and b)."""
 
+from collections.abc import Sequence
 from functools import partial
+
+from torch import nn
 
 from natgrad.lab.augmentation import RandomCrop
 from natgrad.lab.image_networks import CIFAR10_CHANNELS, of_pixels, vgg
@@ -18,7 +21,7 @@ CROPPED, WHOLE = "prong[crops=4]", "prong[crops=0]"
 LAYOUT = (64, 64, 0, 128, 128, 0, 256, 256, 0)
 
 
-def _network(layout: tuple[int, ...], hidden: int):  # type: ignore[no-untyped-def]
+def _network(layout: Sequence[int], hidden: int) -> nn.Sequential:
     return of_pixels(partial(vgg, layout, hidden, 24), CIFAR10_CHANNELS, 24)
 
 
@@ -48,6 +51,11 @@ SMALL_GRIDS = {
     "sgd_bn": _rates(0.01, 0.03, 0.1),
     CROPPED: _SMALL,
     WHOLE: _SMALL,
+}
+SMOKE_GRIDS = {
+    **{name: grid[:1] for name, grid in SMALL_GRIDS.items()},
+    CROPPED: _prong((1e-3, 0.1), every=1, samples=32),
+    WHOLE: _prong((1e-3, 0.1), every=1, samples=32),
 }
 
 RECIPE = Recipe(
@@ -125,10 +133,10 @@ RECIPE = Recipe(
                 "network": partial(_network, (16, 16, 0, 32, 32, 0, 64, 64, 0), 64),
                 "architecture": "the same with a quarter of the channels",
                 "grids": SMALL_GRIDS,
+                "settings": {name: grid[1] for name, grid in SMALL_GRIDS.items()},
                 "train_evaluated": 1_000,
                 "epochs": 10,
                 "tuning_epochs": 2,
-                "evaluations_per_epoch": 0,
                 "evaluations": 5,
                 "schedule": "plateau:4:0.1",
             }
@@ -138,11 +146,8 @@ RECIPE = Recipe(
                 "data": CIFAR10.first(64, 32, 32),
                 "network": partial(_network, (4, 0, 4, 0, 4, 0), 8),
                 "architecture": "three convolutions of 4 channels, pooled after each, dense 8-10",
-                "grids": {
-                    **{name: grid[:1] for name, grid in SMALL_GRIDS.items()},
-                    CROPPED: _prong((1e-3, 0.1), every=1, samples=32),
-                    WHOLE: _prong((1e-3, 0.1), every=1, samples=32),
-                },
+                "grids": SMOKE_GRIDS,
+                "settings": {name: grid[0] for name, grid in SMOKE_GRIDS.items()},
                 "batch_size": 32,
                 "epochs": 1,
                 "tuning_epochs": 1,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
+
+from torch import nn
 
 from natgrad.lab.augmentation import RandomCrop
 from natgrad.lab.data import DataSet
@@ -24,8 +26,11 @@ PLUS = "prongplus[reading=batchnorm]"
 SHALLOW = (GOOGLENET[0], (0,), GOOGLENET[3])
 
 
-def _network(size: int, classes: int, **options: object):  # type: ignore[no-untyped-def]
-    return of_pixels(partial(inception, classes, **options), IMAGENET_CHANNELS, size)  # type: ignore[arg-type]
+def _network(
+    size: int, classes: int, width: float, small: bool, layout: Sequence[Sequence[int]] = GOOGLENET
+) -> nn.Sequential:
+    network = partial(inception, classes, width, small, layout)
+    return of_pixels(network, IMAGENET_CHANNELS, size)
 
 
 def _rates(*rates: float) -> list[Settings]:
@@ -50,6 +55,11 @@ SMALL_GRIDS = {
     PLUS: _SMALL((0.03, 0.1), (0.1, 1.0)),
     "prong": _SMALL((1e-3, 0.1), (3e-3, 0.1)),
 }
+SMOKE_GRIDS = {
+    **{name: grid[:1] for name, grid in SMALL_GRIDS.items()},
+    PLUS: _whitened((0.01, 0.1), every=1, samples=16),
+    "prong": _whitened((1e-4, 0.1), every=1, samples=16),
+}
 NUMBERS = (
     Number(
         "BatchNorm, top-1 validation error", 28.6, WHERE, PAPERS, Final("sgd_bn", complement=True),
@@ -73,9 +83,9 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def _variant(data: DataSet, size: int, classes: int, **options: object) -> Recipe:
+def _variant(data: DataSet, size: int, classes: int, width: float) -> Recipe:
     tiny = data is TINY_IMAGENET
-    small = partial(_network, size, classes, width=0.125, small=tiny, layout=SHALLOW)
+    small = partial(_network, size, classes, 0.125, tiny, SHALLOW)
     return Recipe(
         name="inception",
         title=f"PRONG+, PRONG and BatchNorm on an Inception network, {data.name}",
@@ -85,7 +95,7 @@ def _variant(data: DataSet, size: int, classes: int, **options: object) -> Recip
             + (", half the channels, for 64x64 images" if tiny else "")
         ),
         data=data,
-        network=partial(_network, size, classes, small=tiny, **options),
+        network=partial(_network, size, classes, width, tiny),
         likelihood=Categorical(),
         metric=ACCURACY,
         batch_size=256,
@@ -117,6 +127,7 @@ def _variant(data: DataSet, size: int, classes: int, **options: object) -> Recip
                     "architecture": "stem and two modules, an eighth of the channels",
                     "batch_size": 64,
                     "grids": SMALL_GRIDS,
+                    "settings": {name: grid[0] for name, grid in SMALL_GRIDS.items()},
                     "train_evaluated": 500,
                     "epochs": 4,
                     "tuning_epochs": 1,
@@ -130,11 +141,8 @@ def _variant(data: DataSet, size: int, classes: int, **options: object) -> Recip
                     "network": small,
                     "architecture": "stem and two modules, an eighth of the channels",
                     "batch_size": 16,
-                    "grids": {
-                        **{name: grid[:1] for name, grid in SMALL_GRIDS.items()},
-                        PLUS: _whitened((0.01, 0.1), every=1, samples=16),
-                        "prong": _whitened((1e-4, 0.1), every=1, samples=16),
-                    },
+                    "grids": SMOKE_GRIDS,
+                    "settings": {name: grid[0] for name, grid in SMOKE_GRIDS.items()},
                     "epochs": 1,
                     "tuning_epochs": 1,
                     "seeds": (0,),
@@ -149,9 +157,7 @@ RECIPE = Suite(
     title="PRONG+, PRONG, BatchNorm and SGD on an Inception network",
     source=SOURCE,
     variants={
-        "tiny-imagenet": replace(
-            _variant(TINY_IMAGENET, 56, 200, width=0.5), paper=(*NUMBERS, *CLAIMS)
-        ),
-        "ilsvrc2012": _variant(IMAGENET, 224, 1000),
+        "tiny-imagenet": _variant(TINY_IMAGENET, 56, 200, width=0.5),
+        "ilsvrc2012": _variant(IMAGENET, 224, 1000, width=1.0),
     },
 )

@@ -33,6 +33,8 @@ def ours_of(reading: Mapping[str, Any], results: Results, summary: Summary) -> O
         summary: Of these, for the target.
     """
     kind = reading["kind"]
+    if kind == "bound":
+        return Ours(float(reading["value"]), 0.0, max(1, len(results.seeds)))
     if kind == "cell":
         return _cell(reading, results)
     runs = [run for run in results.runs.get(reading["optimizer"], ()) if run.finished]
