@@ -32,7 +32,7 @@ DIFFERS = (
     "shift of BatchNorm get their exact 2x2 blocks; damping is in units of the mean loss's Fisher"
 )
 
-_SMALL_VGG = tuple(width // 8 for width in VGG16)
+_SMALL_VGG, _TINY_VGG = (tuple(width // part for width in VGG16) for part in (8, 32))
 #: the networks at full size, on two cores, and in the smoke test, in words and as functions
 NETWORKS: Mapping[str, tuple[tuple[str, Callable[[int], nn.Sequential]], ...]] = {
     "resnet20": (
@@ -42,8 +42,8 @@ NETWORKS: Mapping[str, tuple[tuple[str, Callable[[int], nn.Sequential]], ...]] =
     ),
     "vgg16": (
         ("VGG16, BatchNorm, one dense layer", vgg16bn),
-        ("VGG16 with an eighth of the channels, BatchNorm", partial(vgg16bn, layout=_SMALL_VGG)),
-        ("VGG16 with an eighth of the channels, BatchNorm", partial(vgg16bn, layout=_SMALL_VGG)),
+        ("VGG16 with 1/8 of the channels, BatchNorm", partial(vgg16bn, layout=_SMALL_VGG)),
+        ("VGG16 with 1/32 of the channels, BatchNorm", partial(vgg16bn, layout=_TINY_VGG)),
     ),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from matplotlib.figure import Figure
 
@@ -17,7 +17,8 @@ from natgrad.lab.tables import Table
 
 __all__ = ["Printed", "Sensitivity", "sensitivity_figure"]
 
-Printed = Mapping[float, tuple[float, float]]
+Printed: TypeAlias = Mapping[float, tuple[float, float]]
+Runs: TypeAlias = Mapping[float, Sequence[Mapping[str, Any]]]  #: last points by value, seed by seed
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,13 @@ class Sensitivity:
             value: _last_rows(work.results, self.name(value), work.seeds) for value in self.printed
         }
         name = work.splits.name or work.recipe.data.name
-        work.folder.write_table("sensitivity", self._table(runs, name))
+        work.folder.write_table("sensitivity", self._table(runs, name, len(work.seeds)))
         caption = f"Accuracy after training by {self.key}: {name}, and the paper's on {self.theirs}"
         with styled():
             figure = sensitivity_figure(self, runs, name)
         work.folder.write_figure("sensitivity", figure, caption)
 
-    def _table(self, runs: Mapping[float, Sequence[Mapping[str, Any]]], name: str) -> Table:
+    def _table(self, runs: Runs, name: str, seeds: int) -> Table:
         splits = ("train", "validation", "test")
         columns = [self.key]
         for split in splits:
@@ -67,8 +68,7 @@ class Sensitivity:
             row: list[Any] = [f"{value:g}"]
             for split in splits:
                 row += _mean_and_sd([point[f"{split}_metric"] for point in last])
-            of_seeds = max(len(found) for found in runs.values())
-            rows.append([*row, len(last), of_seeds - len(last), *self.printed[value]])
+            rows.append([*row, len(last), seeds - len(last), *self.printed[value]])
         return Table(
             f"{self.key}: accuracy after training, {name} (%)",
             columns,
@@ -89,9 +89,7 @@ def _mean_and_sd(values: Sequence[float]) -> list[float | None]:
     return [mean, round(statistics.stdev(values), 4) if len(values) > 1 else None]
 
 
-def sensitivity_figure(
-    study: Sensitivity, runs: Mapping[float, Sequence[Mapping[str, Any]]], name: str
-) -> Figure:
+def sensitivity_figure(study: Sensitivity, runs: Runs, name: str) -> Figure:
     """Train and test accuracy against the hyperparameter, and the paper's on an axis of its own.
 
     Levels differ with data and size; what is to be compared is the shape, so both axes span the
@@ -129,7 +127,7 @@ def sensitivity_figure(
 
 def _errorbars(
     axes: Any,
-    runs: Mapping[float, Sequence[Mapping[str, Any]]],
+    runs: Runs,
     split: str,
     label: str,
     look: tuple[str, str, str],
