@@ -54,6 +54,8 @@ def test_rows_are_decoded_when_picked(files: list[Path], opened: list[Path]) -> 
     assert colours(picked) == [7, 2, 2]
     assert len(opened) == 3
     assert colours(images[torch.arange(11) > 8]) == [9, 10]
+    assert colours(images.index_select(0, torch.tensor([4, 3]))) == [4, 3]
+    assert len(opened) == 7
 
 
 def test_slices_and_parts_are_of_files(files: list[Path], opened: list[Path]) -> None:

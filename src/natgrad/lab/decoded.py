@@ -19,7 +19,7 @@ __all__ = ["FileImages", "class_folders"]
 SIDE = 256  #: of what is kept of an image: the middle, its shorter side scaled to this
 SUFFIXES = (".jpeg", ".jpg", ".png")
 _SLICE, _SPLIT = torch.ops.aten.slice.Tensor, torch.ops.aten.split.Tensor
-_INDEX = torch.ops.aten.index.Tensor
+_INDEX, _SELECT = torch.ops.aten.index.Tensor, torch.ops.aten.index_select.default
 _ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 
@@ -71,6 +71,8 @@ class FileImages(Tensor):
                 return [first._sliced(k, k + args[1]) for k in range(0, len(first), args[1])]
             if func is _INDEX and len(args[1]) == 1:
                 return first.decoded(args[1][0])
+            if func is _SELECT and args[1] == 0:
+                return first.decoded(args[2])
         return func(*tree_map(_whole, tuple(args)), **tree_map(_whole, dict(kwargs or {})))
 
     def _sliced(self, start: int | None = 0, end: int | None = None, step: int = 1) -> FileImages:

@@ -95,7 +95,7 @@ def sensitivity_figure(study: Sensitivity, runs: Runs, name: str) -> Figure:
     Levels differ with data and size; what is to be compared is the shape, so both axes span the
     same number of points of a percent.
     """
-    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.5), layout="constrained")
     ours = figure.add_subplot()
     theirs = ours.twinx()
     lines = [
@@ -121,7 +121,7 @@ def sensitivity_figure(study: Sensitivity, runs: Runs, name: str) -> Figure:
     span = max(high - low, 1.2 * (max(means) - min(means)))
     ours.set_ylim((low + high - span) / 2, (low + high + span) / 2)
     theirs.set_ylim(middle - span / 2, middle + span / 2)
-    figure.legend(handles=lines, loc="outside upper center", ncols=3)
+    figure.legend(handles=lines, loc="outside upper center", ncols=2)
     return figure
 
 
