@@ -80,6 +80,18 @@ def test_what_is_not_comparable_says_why(tmp_path: Path) -> None:
     assert "single seed" in single.why
 
 
+def test_diverging_fails_a_number_and_decides_a_claim(tmp_path: Path) -> None:
+    lost = [row(0, 0, 0.0, validation_loss=2.0), row(1, 10, 1.0, validation_loss=None)]
+    for seed in range(3):
+        write_run(tmp_path / "runs" / "prong" / f"seed{seed}", lost, "diverged")
+    of_lost = Number("accuracy", 97.2, "Fig. 3", "MNIST", Final("prong"))
+    win, lose = claim(Final("sgd"), Final("prong")), claim(Final("prong"), Final("sgd"))
+    rows = judged(tmp_path, of_lost, win, lose)
+    assert [r.verdict for r in rows] == ["not reproduced", "reproduced", "not reproduced"]
+    assert rows[0].ours == "diverged"
+    assert rows[1].ours == "97.2 against diverged"
+
+
 def test_a_number_of_what_was_not_run(tmp_path: Path) -> None:
     (missing,) = judged(tmp_path, number(97.2, "prong"))
     assert missing.verdict == "not measured"

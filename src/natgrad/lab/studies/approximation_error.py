@@ -59,12 +59,14 @@ class ApproximationError:
         optimizer: whose runs are looked at.
         examples: that the Fisher matrices are means over.
         relative: damping of the steps that are compared, over the layer's mean eigenvalue.
+        fixed: a fixed damping, set against the eigenvalues in the table.
         multiples: dampings of the table, over the mean eigenvalue.
     """
 
     optimizer: str
     examples: int = 100
     relative: float = 1.0
+    fixed: float = 0.03
     multiples: tuple[float, ...] = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 
     def watch(self, results: Results) -> Watch | None:
@@ -84,11 +86,15 @@ class ApproximationError:
         )  # fmt: skip
         bends = self._bends(training.model, pair, likelihood, means)
         loss = training.rows[-1]["train_loss"]
-        own = complete(training.run.optimizer, training.run.settings).get("damping")
+        sizes = {layer: sum(s.stop - s.start for s in parts)
+                 for layer, parts in _spans(training.model).items()}  # fmt: skip
+        settings = complete(training.run.optimizer, training.run.settings)
+        nu = float(settings.get("nu", 0.0))
         return [
             {
                 "layer": row.layer, "structure": row.structure, "train_loss": loss,
-                "mean_eigenvalue": means[row.layer], "damping": own,
+                "mean_eigenvalue": means[row.layer],
+                "restricted": max(means[row.layer], nu / sizes[row.layer]),
                 **{key: getattr(row, key) for key in FIGURES},
                 **(bends[row.layer] if row.structure == "tekfac" else {}),
             }
@@ -139,16 +145,17 @@ class ApproximationError:
             for update in dict.fromkeys((min(updates), max(updates))):
                 at = [row for row in mine if row["update"] == update]
                 mean = statistics.fmean(row["mean_eigenvalue"] for row in at)
-                own = [row["damping"] / row["mean_eigenvalue"] for row in at if row["damping"]]
-                ratio = statistics.fmean(own) if own else None
+                restricted = statistics.fmean(row["restricted"] for row in at) / mean
                 cosines = [statistics.fmean(row[key] for row in at) for key in keys]
-                cells.append([f"{layer}, {update}", mean, ratio, *cosines])
+                cells.append([f"{layer}, {update}", mean, restricted, self.fixed / mean, *cosines])
         note = (
-            "Damping of the run over the layer's mean eigenvalue; then the cosine between TEKFAC's "
-            "natural gradient and the plain one, at dampings of so many mean eigenvalues: 1 is a "
-            "first-order step."
+            "Over the layer's mean eigenvalue: the damping of (3.5) with the run's nu, and a "
+            f"fixed one of {self.fixed:g}. Then the cosine between TEKFAC's natural gradient and "
+            "the plain one, at dampings of so many mean eigenvalues: 1 is a first-order step."
         )
-        columns = ("layer, updates", "mean eigenvalue", "damping / mean eigenvalue", *keys)
+        columns = (
+            "layer, updates", "mean eigenvalue", "(3.5) / mean", f"{self.fixed:g} / mean", *keys
+        )  # fmt: skip
         return Table("Damping against the mean eigenvalue", columns, cells, note)
 
 

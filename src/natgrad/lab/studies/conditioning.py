@@ -49,7 +49,7 @@ class FisherBeforeAndAfter:
     """
 
     layers: tuple[str, ...]
-    eps: float = 1e-2
+    eps: float = 1e-4
     examples: int = 200
     damping: float = 0.0
 
@@ -65,6 +65,7 @@ class FisherBeforeAndAfter:
         rows = self._relative(read_conditioning(work.results.path))
         if not rows:
             return
+        rows.sort(key=lambda row: work.optimizers.index(row["optimizer"]))  # colours as elsewhere
         figure = conditioning_figure(rows, "condition number / initial")
         caption = (
             "Condition number of the Fisher block of each middle hidden layer in the coordinates "
@@ -164,7 +165,8 @@ def layer_fisher(model: nn.Module, name: str, inputs: Tensor, likelihood: Likeli
 
 def _drawn(layers: Sequence[str], before: Sequence[Tensor], after: Sequence[Tensor]) -> Figure:
     with styled():
-        figure = Figure(figsize=(2.6 * len(layers) + 0.9, 5.2), layout="constrained")
+        figure = Figure(figsize=(2.6 * len(layers) + 1.1, 5.2), layout="constrained")
+        figure.set_layout_engine("constrained", w_pad=0.08)
         FigureCanvasAgg(figure)
         axes = figure.subplots(2, len(layers), squeeze=False)
         norm = LogNorm(DARKEST, 1.0)
