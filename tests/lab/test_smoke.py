@@ -1,12 +1,13 @@
 """Every recipe from end to end in its smoke profile: `make smoke`.
 
-Reads the data sets of NATGRAD_DATA where it is set, made-up ones of the same layout elsewhere.
+Reads the data sets of NATGRAD_DATA where they are there, made-up ones of the same layout elsewhere.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,13 @@ REAL = os.environ.get("NATGRAD_DATA")  # before conftest takes it out of the env
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(REAL) if REAL else write_all(tmp_path_factory.mktemp("data"))
+    folder = write_all(tmp_path_factory.mktemp("data"))
+    for real in Path(REAL).iterdir() if REAL else ():  # made up is what is not there
+        madeup = folder / real.name
+        if madeup.is_dir():
+            shutil.rmtree(madeup)
+        madeup.symlink_to(real)
+    return folder
 
 
 @pytest.mark.parametrize("name", names())

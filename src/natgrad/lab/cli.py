@@ -45,7 +45,10 @@ Seconds: TypeAlias = Annotated[
 ]
 Schedule: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="Of the learning rate: constant, or linear to zero; default in the recipe."),
+    typer.Option(
+        help="Of the learning rate: constant, linear (to zero), steps:EPOCHS[:RATIO], "
+        "plateau:EPOCHS[:RATIO]; default in the recipe."
+    ),
 ]
 Out: TypeAlias = Annotated[
     Path | None, typer.Option(help="Folder for the results; by default a new one in runs/.")

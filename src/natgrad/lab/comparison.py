@@ -39,7 +39,12 @@ class Plan:
 
     def tuned(self) -> list[str]:
         """The optimizers whose settings are to be found."""
-        return [name for name in self.optimizers if name not in self.settings]
+        return [name for name in self.optimizers if self.fixed(name) is None]
+
+    def fixed(self, name: str) -> Settings | None:
+        """The settings of an optimizer that is not tuned: given, or the one point of its grid."""
+        grid = self.recipe.grids.get(name, ())
+        return self.settings.get(name, grid[0] if len(grid) == 1 else None)
 
     def tuning_budget(self) -> Budget:
         """Of one tuning run: the recipe's share, never more than a run gets."""
@@ -56,7 +61,7 @@ class Plan:
     def rule(self) -> str:
         """How settings were chosen, in words."""
         if not self.tuned():
-            return "no tuning: the settings were given"
+            return "no tuning: each optimizer has one setting"
         points = len(self.recipe.grid(self.tuned()[0]))
         return (
             f"each optimizer's {points} grid points trained from seed {TUNING_SEED} for "
@@ -78,8 +83,9 @@ def compare(
     chosen: dict[str, dict[str, Any]] = {}
     tuning: dict[str, list[float | None]] = {}
     for name in plan.optimizers:
-        if name in plan.settings:
-            found = complete(name, plan.settings[name])
+        known = plan.fixed(name)
+        if known is not None:
+            found = complete(name, known)
         else:
             losses = _tune(plan, name, splits, results, watch, stop)
             if losses is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from natgrad.lab.errors import DataMissingError
-from natgrad.lab.images import ImageSet, read_images
+from natgrad.lab.images import ImageSet, data_folder, read_images
 from natgrad.lab.text import read_kjv, sequences
 
 __all__ = [
@@ -53,12 +53,18 @@ class Splits:
         validation: what settings are picked on.
         test: what nothing is picked on.
         source: where the bytes came from.
+        name: what was read, where that is another copy of the set than its name says.
     """
 
     train: Pair
     validation: Pair
     test: Pair
     source: str
+    name: str | None = None
+
+    def named(self, name: str) -> Splits:
+        """The same under another name."""
+        return replace(self, name=name)
 
     def sizes(self) -> dict[str, int]:
         """Examples in each split."""
@@ -74,7 +80,7 @@ class DataSet:
     """A data set that can be loaded.
 
     Attributes:
-        name: the name every figure made from it carries.
+        name: the name every figure made from it carries, unless the splits have one of their own.
         split: the rule of the split, in words.
         load: reads it, from the folder of local data sets if one is given.
     """
@@ -181,6 +187,7 @@ def _cifar10(folder: Path | None) -> Splits:
         Pair(x[kept:], y[kept:]),
         Pair(_channels(test.images), torch.from_numpy(test.labels)),
         f"{train.source}; {test.source}",
+        "CIFAR-10" if data_folder(folder) is None else None,  # the hub has the original
     )
 
 

@@ -7,8 +7,8 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,17 @@ class ImageSet:
         folder: its folder among the local data sets.
         hub: its name on the Hugging Face hub.
         mode: Pillow's mode, ``"L"`` for grey or ``"RGB"``.
+        label: the column of the labels.
+        config: which of several sets of that name on the hub.
+        hub_splits: what the hub calls a split, where local files have another name.
     """
 
     folder: str
     hub: str
     mode: str
+    label: str = "label"
+    config: str | None = None
+    hub_splits: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,8 @@ def _files(what: ImageSet, split: str, local: Path) -> list[Path]:
     if not found:
         raise DataMissingError(
             f"no {split} images of {what.folder} in {local}: expected "
-            f"{where / f'{split}.parquet'} with columns image (or img) {{bytes, path}} and label, "
-            f"as the Hugging Face hub has them ({what.hub})"
+            f"{where / f'{split}.parquet'} with columns image (or img) {{bytes, path}} and "
+            f"{what.label}, as the Hugging Face hub has them ({what.hub})"
         )
     return found
 
@@ -96,7 +102,7 @@ def _from_files(what: ImageSet, split: str, files: Sequence[Path]) -> Images:
         disable_progress_bars()
         with tempfile.TemporaryDirectory() as scratch:
             table = Dataset.from_parquet([str(f) for f in files], cache_dir=scratch)
-            arrays = _keep(place, *_decoded(table, what.mode))
+            arrays = _keep(place, *_decoded(table, what))
             del table
     return Images(*arrays, source)
 
@@ -110,8 +116,10 @@ def _from_hub(what: ImageSet, splits: Sequence[str]) -> list[Images]:
         if arrays is None:
             from datasets import load_dataset
 
-            table = load_dataset(what.hub, split=split, revision=revision)
-            arrays = _keep(place, *_decoded(table, what.mode))
+            config = () if what.config is None else (what.config,)
+            named = what.hub_splits.get(split, split)
+            table = load_dataset(what.hub, *config, split=named, revision=revision)
+            arrays = _keep(place, *_decoded(table, what))
         found.append(Images(*arrays, f"hub {what.hub} {split}, revision {revision[:16]}"))
     return found
 
@@ -131,13 +139,13 @@ def _revision(what: ImageSet) -> str:
     return revision or "main"
 
 
-def _decoded(table: Any, mode: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _decoded(table: Any, what: ImageSet) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     from datasets import Image as Encoded
 
     column = "image" if "image" in table.column_names else "img"
     table = table.cast_column(column, Encoded(decode=False))
-    images = np.stack(list(_pixels((row["bytes"] for row in table[column]), mode)))
-    return images, np.asarray(table["label"], dtype=np.int64)
+    images = np.stack(list(_pixels((row["bytes"] for row in table[column]), what.mode)))
+    return images, np.asarray(table[what.label], dtype=np.int64)
 
 
 def _pixels(encoded: Iterable[bytes], mode: str) -> Iterable[NDArray[np.uint8]]:

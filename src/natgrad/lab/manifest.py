@@ -46,7 +46,7 @@ def describe(plan: Plan, splits: Splits) -> dict[str, Any]:
             "better": recipe.metric.better,
         },
         "data": {
-            "name": recipe.data.name,
+            "name": splits.name or recipe.data.name,
             "source": splits.source,
             "split": recipe.data.split,
             "sizes": splits.sizes(),
@@ -72,6 +72,7 @@ def _of_recipe(recipe: Recipe) -> dict[str, Any]:
         "batch_size": recipe.batch_size,
         "l2": recipe.l2,
         "schedule": recipe.schedule,
+        "augmentation": recipe.augmentation and recipe.augmentation.about,
         "network": recipe.architecture,
         "likelihood": type(recipe.likelihood).__name__,
         "parameters": sum(p.numel() for p in recipe.network().parameters()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from natgrad.likelihood import Likelihood
 __all__ = ["Objective", "Supervised", "evaluate"]
 
 EVALUATED_AT_ONCE = 2_000
+VALUES_AT_ONCE = 2**21  #: of the inputs; fewer examples where these are large
 
 
 class Objective(Protocol):
@@ -61,11 +63,13 @@ def evaluate(
     """Mean negative log-likelihood per example (without the penalty) and the metric of a split."""
     was_training = model.training
     model.eval()
-    chunks = [model(x) for x in torch.split(pair.inputs, EVALUATED_AT_ONCE)]
+    values = max(1, math.prod(pair.inputs.shape[1:]))
+    size = max(1, min(EVALUATED_AT_ONCE, VALUES_AT_ONCE // values))
+    chunks = [model(x) for x in torch.split(pair.inputs, size)]
     model.train(was_training)
     nll = [
         likelihood.nll(f, y).double().sum()
-        for f, y in zip(chunks, torch.split(pair.targets, EVALUATED_AT_ONCE), strict=True)
+        for f, y in zip(chunks, torch.split(pair.targets, size), strict=True)
     ]
     loss = torch.stack(nll).sum().item() / len(pair)
     return loss, metric.of(torch.cat(chunks), pair.targets)

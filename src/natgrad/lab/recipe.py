@@ -7,11 +7,12 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from natgrad.lab import recipes
+from natgrad.lab import recipes, schedules
+from natgrad.lab.augmentation import Augmentation
 from natgrad.lab.data import DataSet
 from natgrad.lab.errors import UsageError, unknown
 from natgrad.lab.metrics import Metric
@@ -50,8 +51,11 @@ class Recipe:
         evaluations_per_epoch: how often the curves get a point.
         grids: the settings tried for each optimizer, the same number for all.
         settings: what is used without tuning; the outcome of tuning when the recipe was written.
-        schedule: of the learning rate, for every optimizer alike: ``"constant"``, or ``"linear"``
-            from its value at the start to zero at the end of the budget.
+        schedule: of the learning rate, for every optimizer alike, as
+            :func:`natgrad.lab.schedules.parse` takes it: ``"constant"``, ``"linear"`` from its
+            value at the start to zero at the end of the budget, ``"steps:40:0.1"``,
+            ``"plateau:5:0.1"``.
+        augmentation: what is done to the images of a training batch; none to those evaluated.
         unscheduled: optimizers whose learning rate stays as it is, because they look for the
             length of each step themselves.
         threads: that torch computes with; None leaves torch's default. Networks of this size are
@@ -86,7 +90,8 @@ class Recipe:
     evaluations_per_epoch: int
     grids: Mapping[str, list[Settings]]
     settings: Mapping[str, Settings]
-    schedule: Literal["constant", "linear"] = "constant"
+    schedule: str = "constant"
+    augmentation: Augmentation | None = None
     unscheduled: tuple[str, ...] = ()
     threads: int | None = None
     train_evaluated: int = 10_000
@@ -106,6 +111,7 @@ class Recipe:
         counts = {name: len(grid) for name, grid in self.grids.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(f"recipe {self.name}: grids must be equally long, got {counts}")
+        schedules.parse(self.schedule)
         for name in self.profiles:
             if name == FULL or name not in PROFILES:
                 raise ValueError(f"recipe {self.name}: a profile is smoke or cpu, got {name}")
@@ -138,9 +144,7 @@ class Recipe:
         """
         if schedule is None:
             return self
-        if schedule not in ("constant", "linear"):
-            raise unknown("schedule", schedule, ["constant", "linear"])
-        return replace(self, schedule=schedule)  # type: ignore[arg-type]
+        return replace(self, schedule=schedule)
 
     def grid(self, optimizer: str) -> list[Settings]:
         """The settings to try for an optimizer.

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from natgrad.lab.augmentation import randomness
 from natgrad.lab.data import Pair, Splits
 from natgrad.lab.errors import UsageError
 from natgrad.lab.objective import evaluate
 from natgrad.lab.optimizers import Settings, Task, build, complete
 from natgrad.lab.recipe import Recipe
+from natgrad.lab.schedules import Constant, Position, parse
 from natgrad.optim import ExactNGD, NaturalGradient
 from natgrad.whiten import Whitened
 
@@ -90,11 +92,16 @@ class Training:
         self.run, self.splits = run, splits
         torch.manual_seed(run.seed)
         self.model = run.recipe.network()
-        task = Task(self.model, run.recipe.likelihood, run.seed, run.recipe.l2, splits.train.inputs)
+        recipe = run.recipe
+        task = Task(
+            self.model, recipe.likelihood, run.seed, recipe.l2, splits.train.inputs,
+            recipe.augmentation,
+        )  # fmt: skip
         torch.compiler.disable(nn.Identity())  # type: ignore[no-untyped-call]  # imports for seconds, once
         begin = time.perf_counter()  # statistics before the first step are on the clock
         self.optimizer = build(run.optimizer, task, run.settings)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.schedule = parse(run.recipe.schedule)
         self.update, self.seconds = 0, time.perf_counter() - begin
         whitened = {id(m.weight) for m in self.model.modules() if isinstance(m, Whitened)}
         matrices = (p for p in self.model.parameters() if p.ndim > 1)
@@ -151,15 +158,20 @@ class Training:
             self._order = epoch, data_order(len(self.splits.train), self.run.seed, epoch)
         size = self.run.recipe.batch_size
         chosen = self._order[1][index * size : (index + 1) * size]
-        return self.splits.train.inputs[chosen], self.splits.train.targets[chosen]
+        x, y = self.splits.train.inputs[chosen], self.splits.train.targets[chosen]
+        if self.run.recipe.augmentation is not None:
+            x = self.run.recipe.augmentation(x, randomness(self.run.seed, self.update))
+        return x, y
 
     def _schedule(self) -> None:
-        """Set the learning rates of this step: a function of the share of the budget used up."""
+        """Set the learning rates of this step: a function of where the run stands."""
         recipe = self.run.recipe
-        if recipe.schedule == "linear" and self.run.optimizer not in recipe.unscheduled:
-            left = max(0.0, 1 - self.used)
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate * left
+        if isinstance(self.schedule, Constant) or self.run.optimizer in recipe.unscheduled:
+            return
+        at = Position(self.used, self.epoch, self.rows, recipe.metric.better)
+        factor = self.schedule.factor(at)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
 
     def _penalise(self) -> None:
         """Add the gradient of ``l2 / 2 |W|^2``."""

@@ -1,60 +1,16 @@
-"""Networks that optimizers are timed on: residual, plain convolutional, causal attention.
+"""The transformer that optimizers are timed on.
 
-The transformer is made of linear layers, without ``nn.MultiheadAttention``, which some peers crash
+It is made of linear layers, without ``nn.MultiheadAttention``, which some peers crash
 on and others leave alone: every method has the same matrices to precondition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Transformer", "resnet20", "vgg16bn"]
-
-VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
-
-
-def resnet20(classes: int = 10, widths: Sequence[int] = (16, 32, 64)) -> nn.Sequential:
-    """ResNet-20 for 32x32 images (He et al. 2015, arXiv 1512.03385, Section 4.2).
-
-    Three stages of three residual blocks; shortcuts that change the shape are 1x1 convolutions.
-
-    Args:
-        classes: number of classes.
-        widths: channels of the stages; all but the first halve the resolution.
-    """
-    layers: list[nn.Module] = [*_convolution(3, widths[0]), nn.ReLU()]
-    for stage, (i, o) in enumerate(pairwise((widths[0], *widths))):
-        layers.append(_Residual(i, o, stride=1 if stage == 0 else 2))
-        layers += [_Residual(o, o), _Residual(o, o)]
-    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)]
-    return nn.Sequential(*layers, *pooled)
-
-
-def vgg16bn(classes: int = 10, layout: Sequence[int] = VGG16) -> nn.Sequential:
-    """VGG16 with batch normalization for 32x32 images: 13 convolutions and one linear classifier.
-
-    Simonyan & Zisserman 2014 (arXiv 1409.1556), configuration D, as it is used for CIFAR.
-
-    Args:
-        classes: number of classes.
-        layout: channels of the convolutions, 0 for pooling.
-    """
-    layers: list[nn.Module] = []
-    channels = 3
-    for width in layout:
-        if width == 0:
-            layers.append(nn.MaxPool2d(2))
-            continue
-        layers += [*_convolution(channels, width), nn.ReLU()]
-        channels = width
-    return nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
-    )
+__all__ = ["Transformer"]
 
 
 class Transformer(nn.Module):
@@ -88,22 +44,6 @@ class Transformer(nn.Module):
         return logits
 
 
-class _Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
-
-    def __init__(self, i: int, o: int, stride: int = 1) -> None:
-        super().__init__()
-        self.straight = nn.Sequential(
-            *_convolution(i, o, stride=stride), nn.ReLU(), *_convolution(o, o)
-        )
-        same = i == o and stride == 1
-        short = nn.Identity() if same else nn.Sequential(*_convolution(i, o, 1, stride))
-        self.short = short
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.straight(x) + self.short(x))
-
-
 class _Block(nn.Module):
     """Attention and a two-layer network, each added to what comes in."""
 
@@ -124,8 +64,3 @@ class _Block(nn.Module):
         x = x + self.out(heads.transpose(1, 2).reshape(n, t, width))
         added: Tensor = x + self.network(x)
         return added
-
-
-def _convolution(i: int, o: int, size: int = 3, stride: int = 1) -> tuple[nn.Module, nn.Module]:
-    convolution = nn.Conv2d(i, o, size, stride=stride, padding=size // 2, bias=False)
-    return convolution, nn.BatchNorm2d(o)

@@ -12,8 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from natgrad.lab.bench.networks import Transformer, resnet20, vgg16bn
+from natgrad.lab.bench.networks import Transformer
 from natgrad.lab.errors import unknown
+from natgrad.lab.image_networks import resnet20, vgg16bn
 from natgrad.lab.networks import autoencoder, mlp
 from natgrad.lab.text import CHARACTERS
 from natgrad.likelihood import Bernoulli, Categorical, Likelihood

@@ -23,6 +23,11 @@ from natgrad.lab.optimizers.automatic import (
 from natgrad.lab.optimizers.first_order import Joint, adam, adamw, lbfgs, muon, rmsprop, sgd
 from natgrad.lab.optimizers.natural import ekfac, exactngd, kfac, tekfac, tkfac
 from natgrad.lab.optimizers.peers import kfac_pytorch, sgd_nesterov, soap
+from natgrad.lab.optimizers.restricted import (
+    ekfac_restricted,
+    tekfac_restricted,
+    tkfac_restricted,
+)
 from natgrad.lab.optimizers.task import Setting, Settings, Task
 from natgrad.lab.optimizers.untouched import (
     ekfac_defaults,
@@ -51,6 +56,7 @@ BUILDERS: dict[str, Builder] = {
     for group in (
         (sgd, sgd_bn, rmsprop, adam, adamw, lbfgs, muon),
         (kfac, ekfac, tkfac, tekfac, exactngd),
+        (ekfac_restricted, tkfac_restricted, tekfac_restricted),
         (kfac_auto, ekfac_auto, tkfac_auto, tekfac_auto, tkfac_auto_bf16),
         (kfac_defaults, ekfac_defaults, tkfac_defaults, tekfac_defaults),
         (prong, prong_diagonal, prongplus, sngd),

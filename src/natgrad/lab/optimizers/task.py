@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from natgrad.lab.augmentation import Augmentation
 from natgrad.likelihood import Likelihood
 
 __all__ = ["Setting", "Settings", "Task"]
@@ -25,3 +26,4 @@ class Task:
     seed: int = 0
     l2: float = 0.0  #: weight of the recipe's penalty, which is on the layers' own weights
     inputs: Tensor | None = None  #: training inputs, for what starts from statistics of them
+    augmentation: Augmentation | None = None  #: of the training batches

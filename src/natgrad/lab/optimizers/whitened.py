@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from natgrad.lab.augmentation import randomness
 from natgrad.lab.errors import UsageError
 from natgrad.lab.optimizers.task import Task
 from natgrad.whiten import PRONG, SNGD, PRONGPlus, Rule, Whitener, whiten
@@ -42,15 +43,18 @@ class WhitenedSGD(torch.optim.SGD):
 
 def prong(
     task: Task, *, lr: float = 0.01, momentum: float = 0.9, every: int = 100, eps: float = 1e-2,
-    samples: int = 1000, basis: str = "pca", white_start: int = 0,
+    samples: int = 1000, basis: str = "pca", white_start: int = 0, crops: int = 0,
 ) -> torch.optim.Optimizer:  # fmt: skip
     """SGD in the coordinates of PRONG (Desjardins et al. 2015).
 
     ``white_start=1`` takes the initial weights for those of the whitened coordinates, ``V``, in
-    place of ``W`` (figure 3b): the function at the start is another one.
+    place of ``W`` (figure 3b): the function at the start is another one. ``crops`` above zero takes
+    statistics of so many augmentations of each of the ``samples`` training images, in the place of
+    the image as evaluation sees it.
     """
-    rule = PRONG(every=every, eps=eps, samples=samples, basis=basis)  # type: ignore[arg-type]
-    whitener = whiten(task.model, rule, data=task.inputs)
+    seen = samples * max(1, crops)
+    rule = PRONG(every=every, eps=eps, samples=seen, basis=basis)  # type: ignore[arg-type]
+    whitener = whiten(task.model, rule, data=_statistics(task, samples, crops))
     if white_start and task.inputs is not None:
         _start_white(whitener)
     return WhitenedSGD(whitener, lr, momentum, task.l2)
@@ -84,7 +88,7 @@ def prongplus(
 ) -> torch.optim.Optimizer:  # fmt: skip
     """SGD in the coordinates of PRONG+."""
     rule = PRONGPlus(every=every, eps=eps, samples=samples, reading=reading)  # type: ignore[arg-type]
-    return _whitened(task, rule, lr, momentum)
+    return _whitened(task, rule, lr, momentum, task.inputs)
 
 
 def sngd(
@@ -93,21 +97,40 @@ def sngd(
 ) -> torch.optim.Optimizer:  # fmt: skip
     """SGD in the coordinates of SNGD (Liu & Liu 2021); ``compensate=1`` keeps the function."""
     rule = SNGD(every=every, eps=eps, compensate=bool(compensate), likelihood=task.likelihood)
-    return _whitened(task, rule, lr, momentum)
+    return _whitened(task, rule, lr, momentum, None)
 
 
 def sgd_bn(task: Task, *, lr: float = 0.03, momentum: float = 0.9) -> torch.optim.Optimizer:
-    """SGD with BatchNorm between every hidden linear layer and its activation."""
+    """SGD with BatchNorm between every hidden dense or convolutional layer and its activation."""
     if not isinstance(task.model, nn.Sequential):
-        raise UsageError("sgd_bn needs a network that is a plain sequence of layers")
-    layers = list(task.model)
-    last = max(k for k, layer in enumerate(layers) if isinstance(layer, nn.Linear))
-    for k, layer in enumerate(layers[:last]):
-        if isinstance(layer, nn.Linear):
-            task.model[k] = nn.Sequential(layer, nn.BatchNorm1d(layer.out_features))
+        raise UsageError("sgd_bn needs a network that is a sequence, with the output layer last")
+    layers = [m for m in task.model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    hidden = set(layers[:-1])
+    for parent in list(task.model.modules()):
+        for name, layer in list(parent.named_children()):
+            if layer in hidden:
+                setattr(parent, name, nn.Sequential(layer, _norm(layer)))
     return torch.optim.SGD(task.model.parameters(), lr=lr, momentum=momentum)
 
 
-def _whitened(task: Task, rule: Rule, lr: float, momentum: float) -> torch.optim.Optimizer:
-    data = None if isinstance(rule, SNGD) else task.inputs
+def _norm(layer: nn.Module) -> nn.Module:
+    if isinstance(layer, nn.Conv2d):
+        return nn.BatchNorm2d(layer.out_channels)
+    assert isinstance(layer, nn.Linear)
+    return nn.BatchNorm1d(layer.out_features)
+
+
+def _statistics(task: Task, samples: int, crops: int) -> Tensor | list[Tensor] | None:
+    """What PRONG's statistics are of: always the same draws, so that refits can be repeated."""
+    if not crops:
+        return task.inputs
+    if task.augmentation is None or task.inputs is None:
+        raise UsageError("crops= needs a recipe that augments its training images")
+    images = task.inputs[:samples]
+    return [task.augmentation(images, randomness(task.seed, 0, k)) for k in range(crops)]
+
+
+def _whitened(
+    task: Task, rule: Rule, lr: float, momentum: float, data: Tensor | list[Tensor] | None
+) -> torch.optim.Optimizer:
     return WhitenedSGD(whiten(task.model, rule, data=data), lr, momentum, task.l2)

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from natgrad.lab.errors import LabError
 from natgrad.lab.report import figures, tables
 from natgrad.lab.report.beside import HEADINGS, RULES, Beside, cells
 from natgrad.lab.report.headline import headline
@@ -18,6 +19,7 @@ from natgrad.lab.report.studies import pictures, written
 from natgrad.lab.report.summary import Summary
 from natgrad.lab.report.text import display_name, plain_value, without_paths
 from natgrad.lab.report.tuning import grids
+from natgrad.lab.schedules import parse
 
 _PRIVATE = {"host", "hostname", "node", "user", "cwd", "path", "executable"}
 
@@ -132,6 +134,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         "Batch size": recipe.get("batch_size"),
         "L2 penalty": recipe.get("l2"),
         "Learning rate": _schedule(recipe.get("schedule")),
+        "Augmentation": recipe.get("augmentation"),
         "Profile": profile_text(results.part("profile")),
         "Budget per run": _budget(results.part("budget")),
         "Budget per tuning run": _budget(results.part("tuning_budget")),
@@ -146,8 +149,10 @@ def profile_text(profile: Mapping[str, Any]) -> str:
 
 
 def _schedule(name: Any) -> str:
-    known = {"constant": "constant", "linear": "falls linearly to zero over the budget"}
-    return known.get(name, "")
+    try:
+        return parse(str(name)).about
+    except LabError:  # of another version, or none
+        return ""
 
 
 def _examples(data: Mapping[str, Any]) -> str:

@@ -34,7 +34,12 @@ _NAMES = {
 NATURAL = frozenset(
     {"kfac", "ekfac", "tkfac", "tekfac", "exactngd", "prong", "prongplus", "prong+", "sngd"}
 )
-SUFFIXES = {"_bf16": "bfloat16", "_auto": "auto", "_defaults": "defaults"}
+SUFFIXES = {
+    "_restricted": "damping (3.5)",
+    "_bf16": "bfloat16",
+    "_auto": "auto",
+    "_defaults": "defaults",
+}
 NOTHING = "\N{EN DASH}"
 
 _LOCAL_PATH = re.compile(
