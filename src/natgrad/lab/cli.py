@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,13 @@ from rich.table import Table
 
 import natgrad
 from natgrad.lab.bench.command import bench
-from natgrad.lab.carrying import carry_through, print_report
+from natgrad.lab.carrying import Manner, carry_through, print_report
 from natgrad.lab.comparison import Plan
 from natgrad.lab.errors import INTERRUPTED, LabError, UsageError, unknown
-from natgrad.lab.optimizers import BUILDERS, UNTUNED, parse
-from natgrad.lab.recipe import Recipe, load, names
+from natgrad.lab.optimizers import BUILDERS, UNTUNED, parse, split_name
+from natgrad.lab.profile import CPU, PROFILES
+from natgrad.lab.recipe import Recipe, Suite, find, load, names, parts
+from natgrad.lab.suites import carry_through_suite
 from natgrad.lab.training import Budget
 
 app = typer.Typer(
@@ -27,7 +30,13 @@ app = typer.Typer(
     help="Train networks with the natural gradient, and see how it compares.",
 )
 
-RecipeName: TypeAlias = Annotated[str, typer.Argument(help="Name of a recipe (natgrad list).")]
+RecipeName: TypeAlias = Annotated[
+    str, typer.Argument(help="Name of a recipe, or recipe/variant (natgrad list).")
+]
+ProfileName: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--profile", help=f"Size: {', '.join(PROFILES)} (the paper's); default {CPU}."),
+]
 Epochs: TypeAlias = Annotated[
     float | None, typer.Option(help="Budget of a run in passes over the data.")
 ]
@@ -75,8 +84,12 @@ def list_recipes() -> None:
     for heading in ("what", "source", "data"):
         table.add_column(heading, overflow="fold")
     for name in names():
-        recipe = load(name)
-        table.add_row(name, recipe.title, recipe.source, recipe.data.name)
+        found = find(name)
+        if isinstance(found, Suite):
+            table.add_row(name, found.title, found.source, "")
+        for recipe in parts(found):
+            indent = "  " if isinstance(found, Suite) else ""
+            table.add_row(indent + recipe.name, recipe.title, recipe.source, recipe.data.name)
     Console().print(table)
 
 
@@ -93,6 +106,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of the optimizer; repeatable."),
     ] = None,
+    profile: ProfileName = None,
     epochs: Epochs = None,
     seconds: Seconds = None,
     schedule: Schedule = None,
@@ -103,14 +117,14 @@ def run(
 ) -> None:
     """Train one optimizer from one seed."""
     with _failures():
-        experiment = load(recipe).scheduled(schedule)
+        experiment = load(recipe, profile or CPU).scheduled(schedule)
         name = optimizer or "kfac"
         _check_optimizers([name])
         settings = {**experiment.settings.get(name, {}), **parse(name, set_ or [])}
         budget = _budget(experiment, epochs, seconds)
         plan = Plan(experiment, (name,), (seed or 0,), budget, {name: settings})
-        given = _any_given(optimizer, seed, epochs, seconds, schedule, set_)
-        carry_through(plan, out, data, resume, "run", not given, tensorboard)
+        given = _any_given(optimizer, seed, profile, epochs, seconds, schedule, set_)
+        carry_through(plan, Manner("run", out, data, resume, not given, tensorboard))
 
 
 @app.command("compare")
@@ -123,6 +137,7 @@ def compare_optimizers(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="How many seeds, from 0; default in the recipe.")
     ] = None,
+    profile: ProfileName = None,
     epochs: Epochs = None,
     seconds: Seconds = None,
     schedule: Schedule = None,
@@ -136,22 +151,41 @@ def compare_optimizers(
 ) -> None:
     """Tune every optimizer on the validation set, train all of them, print and plot the outcome."""
     with _failures():
-        experiment = load(recipe).scheduled(schedule)
-        chosen = experiment.optimizers if optimizers is None else _named(optimizers)
-        _check_optimizers(chosen)
-        plan = Plan(
-            experiment,
-            tuple(chosen),
-            experiment.seeds if seeds is None else tuple(range(seeds)),
-            _budget(experiment, epochs, seconds),
-            {
-                name: experiment.settings.get(name, {})
-                for name in chosen
-                if no_tune or name in UNTUNED
-            },
-        )
-        given = _any_given(optimizers, seeds, epochs, seconds, schedule) or no_tune
-        carry_through(plan, out, data, resume, "compare", not given, tensorboard)
+        found = find(recipe)
+        chosen = None if optimizers is None else _named(optimizers)
+        plans = [
+            _plan(
+                each.profiled(profile or CPU).scheduled(schedule), chosen, seeds, epochs, seconds,
+                no_tune,
+            )
+            for each in parts(found)
+        ]  # fmt: skip
+        given = _any_given(optimizers, seeds, profile, epochs, seconds, schedule) or no_tune
+        manner = Manner("compare", out, data, resume, not given, tensorboard)
+        if isinstance(found, Suite):
+            carry_through_suite(found, plans, manner)
+        else:
+            carry_through(plans[0], manner)
+
+
+def _plan(
+    recipe: Recipe,
+    chosen: list[str] | None,
+    seeds: int | None,
+    epochs: float | None,
+    seconds: float | None,
+    no_tune: bool,
+) -> Plan:
+    names = recipe.optimizers if chosen is None else chosen
+    _check_optimizers(names)
+    untuned = [n for n in names if no_tune or split_name(n)[0] in UNTUNED]
+    return Plan(
+        recipe,
+        tuple(names),
+        recipe.seeds if seeds is None else tuple(range(seeds)),
+        _budget(recipe, epochs, seconds),
+        {name: recipe.settings.get(name, {}) for name in untuned},
+    )
 
 
 @app.command()
@@ -161,12 +195,15 @@ def report(
         Path | None,
         typer.Option(help="Also write a short page in Markdown with one figure into this folder."),
     ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Set the paper's numbers and claims beside ours.")
+    ] = False,
 ) -> None:
     """Print the table of a results folder and write its HTML page."""
     from natgrad.lab.report import publish as write_page
 
     with _failures():
-        print_report(folder)
+        print_report(folder, paper)
         if publish is not None:
             typer.echo(f"published: {write_page(folder, publish)}")
 
@@ -190,6 +227,7 @@ def inspect(
         int | None,
         typer.Option(min=1, help="Draws an example of the sampled Fisher; by default the exact."),
     ] = None,
+    profile: ProfileName = None,
     out: Out = None,
     data: Data = None,
 ) -> None:
@@ -197,7 +235,7 @@ def inspect(
     from natgrad.lab.inspection import inspect_training, write_inspection
 
     with _failures():
-        experiment = load(recipe)
+        experiment = load(recipe, profile or CPU)
         _check_optimizers([optimizer])
         settings = experiment.settings.get(optimizer, {})
         looks = sorted({_number(each) for each in epochs.split(",")})
@@ -207,7 +245,7 @@ def inspect(
         )  # fmt: skip
         for snapshot in snapshots:
             typer.echo(f"\nepoch {snapshot.epoch:.3g}\n{snapshot.comparison}")
-        folder = out or Path("runs") / f"inspect-{experiment.name}"
+        folder = out or Path("runs") / f"inspect-{experiment.name.replace('/', '-')}"
         page = write_inspection(folder, experiment, optimizer, settings, snapshots, samples)
         typer.echo(f"\npage: {page}")
 
@@ -224,7 +262,8 @@ def _any_given(*options: object) -> bool:
 
 
 def _named(optimizers: str) -> list[str]:
-    found = [name.strip() for name in optimizers.split(",") if name.strip()]
+    outside = re.split(r",(?![^\[]*\])", optimizers)  # not at the commas within brackets
+    found = [name.strip() for name in outside if name.strip()]
     if not found:
         raise UsageError(f"--optimizers names none; there are: {', '.join(BUILDERS)}")
     return list(dict.fromkeys(found))
@@ -232,7 +271,7 @@ def _named(optimizers: str) -> list[str]:
 
 def _check_optimizers(chosen: list[str] | tuple[str, ...]) -> None:
     for name in chosen:
-        if name not in BUILDERS:
+        if split_name(name)[0] not in BUILDERS:
             raise unknown("optimizer", name, list(BUILDERS))
 
 

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from natgrad.gather import Kind
 from natgrad.lab.errors import UsageError
 from natgrad.lab.folder import Results, read_rows
-from natgrad.lab.report.style import Look, literal, looks, styled
+from natgrad.lab.report.style import Look, literal, looks, save_figure, styled
 from natgrad.lab.report.text import display_name
 from natgrad.lab.running import Row, Silent
 from natgrad.lab.training import Training
@@ -125,15 +125,7 @@ def write_conditioning(folder: Path | str) -> list[Path]:
     rows = read_conditioning(folder)
     if not rows:
         raise UsageError(f"no {FILE} in the runs of {folder}: run with a Conditioning watch first")
-    paths = []
-    with styled():
-        figure = conditioning_figure(rows)
-        for kind in ("pdf", "png"):
-            path = Path(folder) / f"conditioning.{kind}"
-            metadata = {"CreationDate": None} if kind == "pdf" else {}
-            figure.savefig(path, dpi=200, metadata=metadata)
-            paths.append(path)
-    return paths
+    return save_figure(conditioning_figure(rows), Path(folder) / "conditioning")
 
 
 def conditioning_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:

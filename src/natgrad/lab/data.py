@@ -82,6 +82,23 @@ class DataSet:
     split: str
     load: Callable[[Path | None], Splits]
 
+    def first(self, train: int, validation: int, test: int) -> DataSet:
+        """The first so many examples of every split: for the smaller profiles of an experiment."""
+        words = f"{self.split}; of these the first {train:,} / {validation:,} / {test:,}"
+        return DataSet(self.name, words, partial(_first, self.load, (train, validation, test)))
+
+
+def _first(
+    load: Callable[[Path | None], Splits], counts: tuple[int, int, int], folder: Path | None
+) -> Splits:
+    whole, (train, validation, test) = load(folder), counts
+    return Splits(
+        whole.train.first(train),
+        whole.validation.first(validation),
+        whole.test.first(test),
+        whole.source,
+    )
+
 
 def _digits(folder: Path | None) -> Splits:
     """1,797 8x8 digits that come with scikit-learn, shuffled with a fixed seed."""

@@ -27,7 +27,7 @@ import torch
 
 from natgrad.lab.errors import LabError, UsageError
 
-__all__ = ["SCHEMA", "Results", "RunFolder", "open_results", "read_rows"]
+__all__ = ["SCHEMA", "Results", "RunFolder", "open_results", "read_rows", "write_json"]
 
 SCHEMA = 1
 
@@ -45,7 +45,7 @@ class RunFolder:
     def set_status(self, status: Mapping[str, Any]) -> None:
         """Replace ``run.json``."""
         self.path.mkdir(parents=True, exist_ok=True)
-        _write_json(self.path / "run.json", status)
+        write_json(self.path / "run.json", status)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one evaluation."""
@@ -110,7 +110,7 @@ class Results:
 
     def update_manifest(self, **entries: Any) -> None:
         """Replace entries of the manifest, keep the others."""
-        _write_json(self.path / "manifest.json", {**self.manifest(), **entries})
+        write_json(self.path / "manifest.json", {**self.manifest(), **entries})
 
     def run(self, optimizer: str, seed: int) -> RunFolder:
         """The folder of a run that counts."""
@@ -167,7 +167,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write or replace a JSON file, whole or not at all."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     _replace(path, lambda file: file.write(text.encode()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from natgrad.lab import provenance
@@ -10,10 +11,11 @@ from natgrad.lab.comparison import Plan
 from natgrad.lab.data import Splits
 from natgrad.lab.errors import LabError, UsageError
 from natgrad.lab.folder import SCHEMA
+from natgrad.lab.paper import record
 from natgrad.lab.recipe import Recipe, load
 from natgrad.lab.training import Budget
 
-__all__ = ["check_unchanged", "describe", "plan_of", "written"]
+__all__ = ["check_unchanged", "describe", "options", "plan_of", "written"]
 
 
 def written(plan: Plan, splits: Splits) -> dict[str, Any]:
@@ -37,6 +39,7 @@ def describe(plan: Plan, splits: Splits) -> dict[str, Any]:
     recipe = plan.recipe
     return {
         "recipe": _of_recipe(recipe),
+        "profile": asdict(recipe.profile),
         "metric": {
             "name": recipe.metric.name,
             "unit": recipe.metric.unit,
@@ -64,7 +67,7 @@ def _of_recipe(recipe: Recipe) -> dict[str, Any]:
         "name": recipe.name,
         "title": recipe.title,
         "source": recipe.source,
-        "paper_numbers": dict(recipe.paper_numbers),
+        "paper": [record(stated) for stated in recipe.paper],
         "differs": recipe.differs,
         "batch_size": recipe.batch_size,
         "l2": recipe.l2,
@@ -79,17 +82,31 @@ def _of_budget(budget: Budget) -> dict[str, float | None]:
     return {"epochs": budget.epochs, "seconds": budget.seconds}
 
 
+def options(plan: Plan) -> dict[str, Any]:
+    """What :func:`plan_of` needs to make the plan again."""
+    return {
+        "schema": SCHEMA,
+        "recipe": {"name": plan.recipe.name, "schedule": plan.recipe.schedule},
+        "profile": {"name": plan.recipe.profile.name},
+        "optimizers": list(plan.optimizers),
+        "seeds": list(plan.seeds),
+        "budget": _of_budget(plan.budget),
+        "settings": {name: dict(settings) for name, settings in plan.settings.items()},
+    }
+
+
 def plan_of(manifest: Mapping[str, Any]) -> Plan:
-    """The plan that a manifest records.
+    """The plan that a manifest, or :func:`options`, records.
 
     Raises:
         LabError: it was written by another version of the lab.
         UsageError: its recipe is no longer there.
     """
-    if manifest.get("schema") != SCHEMA:
-        raise LabError(f"the manifest has schema {manifest.get('schema')}, this is {SCHEMA}")
+    if manifest.get("schema") != SCHEMA or "profile" not in manifest:
+        raise LabError("the results are of another version of the lab; go on with that one")
+    recipe = load(manifest["recipe"]["name"], manifest["profile"]["name"])
     return Plan(
-        load(manifest["recipe"]["name"]).scheduled(manifest["recipe"]["schedule"]),
+        recipe.scheduled(manifest["recipe"]["schedule"]),
         tuple(manifest["optimizers"]),
         tuple(manifest["seeds"]),
         Budget(**manifest["budget"]),

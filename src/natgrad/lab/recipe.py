@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
@@ -17,9 +17,14 @@ from natgrad.lab.errors import UsageError, unknown
 from natgrad.lab.metrics import Metric
 from natgrad.lab.objective import Objective, Supervised
 from natgrad.lab.optimizers import Settings
+from natgrad.lab.paper import Claim, Number
+from natgrad.lab.profile import CPU, FULL, PROFILES, SMOKE, Applied, Profile, described
 from natgrad.likelihood import Likelihood
 
-__all__ = ["Recipe", "load", "names"]
+if TYPE_CHECKING:
+    from natgrad.lab.study import Study
+
+__all__ = ["Recipe", "Suite", "addresses", "find", "load", "names", "parts"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,13 @@ class Recipe:
         evaluations: points of a curve, spread evenly over the budget in place of the epochs; zero
             leaves them to ``evaluations_per_epoch``.
         illustrate: draws trained networks, by optimizer, into a PNG for the report.
-        optimizers: compared by default.
+        optimizers: compared by default; none where the study does it all.
         seeds: compared by default.
-        paper_numbers: figures of the paper by name.
+        paper: what the paper states.
         differs: what differs from the source.
+        profiles: smaller sizes of the experiment, by name.
+        study: what is measured beside the curves.
+        profile: the one that the recipe is in.
     """
 
     name: str
@@ -88,18 +96,39 @@ class Recipe:
     illustrate: Callable[[Mapping[str, nn.Module], Path], None] | None = None
     optimizers: tuple[str, ...] = ("sgd", "adam", "adamw", "muon", "kfac")
     seeds: tuple[int, ...] = (0, 1, 2)
-    paper_numbers: Mapping[str, float] = field(default_factory=dict)
+    paper: tuple[Number | Claim, ...] = ()
     differs: str = ""
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    study: Study | None = None
+    profile: Applied = field(default_factory=Applied)
 
     def __post_init__(self) -> None:
         counts = {name: len(grid) for name, grid in self.grids.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(f"recipe {self.name}: grids must be equally long, got {counts}")
+        for name in self.profiles:
+            if name == FULL or name not in PROFILES:
+                raise ValueError(f"recipe {self.name}: a profile is smoke or cpu, got {name}")
 
     @property
     def minimised(self) -> Objective:
         """The objective, by default the likelihood's."""
         return self.objective or Supervised(self.likelihood, self.metric)
+
+    def profiled(self, name: str) -> Recipe:
+        """The recipe in another size; without a ``cpu`` profile of its own that is the full one.
+
+        Raises:
+            UsageError: no such profile.
+        """
+        if name not in PROFILES:
+            raise unknown("profile", name, PROFILES)
+        if name == SMOKE and SMOKE not in self.profiles:
+            raise UsageError(f"recipe {self.name} has no smoke profile")
+        profile = self.profiles.get(name, Profile(comparable=True))
+        words = described(self, profile.changes)
+        applied = Applied(name, words, profile.comparable)
+        return replace(self, **profile.changes, profile=applied)
 
     def scheduled(self, schedule: str | None) -> Recipe:
         """The recipe with another schedule of the learning rate; None leaves its own.
@@ -127,21 +156,80 @@ class Recipe:
         return self.grids[optimizer]
 
 
+@dataclass(frozen=True)
+class Suite:
+    """A figure or table that takes several experiments: one command, one report on top.
+
+    Attributes:
+        name: as the command line takes it; ``name/variant`` addresses one of them.
+        title: one line.
+        source: paper and figure.
+        variants: the experiments by name; each gets its address as its name.
+        paper: what the paper states of several of them together; readings name the variant in
+            ``Cell.table`` as ``variant/table`` and in ``Final.optimizer`` as ``variant/optimizer``.
+    """
+
+    name: str
+    title: str
+    source: str
+    variants: Mapping[str, Recipe]
+    paper: tuple[Claim, ...] = ()
+
+    def variant(self, name: str) -> Recipe:
+        """One of the experiments, under its address.
+
+        Raises:
+            UsageError: no such variant.
+        """
+        if name not in self.variants:
+            raise unknown(f"variant of {self.name}", name, list(self.variants))
+        return replace(self.variants[name], name=f"{self.name}/{name}")
+
+
 def names() -> list[str]:
-    """The recipes there are: one per file in ``lab/recipes``."""
+    """The recipes and suites there are: one per file in ``lab/recipes``."""
     found = pkgutil.iter_modules(recipes.__path__)
     return sorted(module.name.replace("_", "-") for module in found)
 
 
-def load(name: str) -> Recipe:
-    """The recipe of that name.
+def addresses() -> list[str]:
+    """Everything that can be run by itself: recipes, and the variants of suites."""
+    return [recipe.name for name in names() for recipe in parts(find(name))]
+
+
+def find(name: str) -> Recipe | Suite:
+    """What a name or address stands for, at full size.
 
     Raises:
         UsageError: there is none; names those there are.
     """
-    if name not in names():
-        raise unknown("recipe", name, names())
-    module = importlib.import_module(f"{recipes.__name__}.{name.replace('-', '_')}")
-    recipe = module.RECIPE
-    assert isinstance(recipe, Recipe), module
-    return recipe
+    stem, _, variant = name.partition("/")
+    if stem not in names():
+        raise unknown("recipe", stem, names())
+    found = importlib.import_module(f"{recipes.__name__}.{stem.replace('-', '_')}").RECIPE
+    assert isinstance(found, (Recipe, Suite)), name
+    if not variant:
+        return found
+    if isinstance(found, Recipe):
+        raise UsageError(f"recipe {stem} has no variants")
+    return found.variant(variant)
+
+
+def load(name: str, profile: str = CPU) -> Recipe:
+    """The recipe of that name or address, in a profile.
+
+    Raises:
+        UsageError: there is none, or it is a suite; names those there are.
+    """
+    found = find(name)
+    if isinstance(found, Suite):
+        listed = ", ".join(f"{name}/{variant}" for variant in found.variants)
+        raise UsageError(f"{name} is several experiments, name one of them: {listed}")
+    return found.profiled(profile)
+
+
+def parts(found: Recipe | Suite) -> list[Recipe]:
+    """The recipe, or the variants of a suite, at full size."""
+    if isinstance(found, Recipe):
+        return [found]
+    return [found.variant(name) for name in found.variants]

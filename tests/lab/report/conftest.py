@@ -10,6 +10,28 @@ from typing import Any
 
 import pytest
 
+PAPER = [
+    {
+        "kind": "number",
+        "what": f"{name}, test accuracy",
+        "value": value,
+        "where": "Fig. 3",
+        "data": "MNIST",
+        "ours": {
+            "kind": "final",
+            "optimizer": name,
+            "quantity": "test_metric",
+            "complement": False,
+        },
+        "spread": None,
+        "unit": "%",
+        "comparable": True,
+        "reason": "",
+        "explanation": "",
+    }
+    for name, value in (("sgd", 97.62), ("sngd", 97.79))
+]
+
 MANIFEST: dict[str, Any] = {
     "schema": 1,
     "recipe": {
@@ -17,7 +39,7 @@ MANIFEST: dict[str, Any] = {
         "title": "Four-layer perceptron on MNIST",
         "source": "Liu and Liu 2021, A Novel Structured Natural Gradient Descent, Fig. 3, "
         "https://example.org/sngd.pdf, arXiv:2109.10100",
-        "paper_numbers": {"sgd test accuracy": 97.62, "sngd test accuracy": 97.79},
+        "paper": PAPER,
         "differs": "Learning rates are tuned here; the paper does not give its own.",
         "batch_size": 50,
         "l2": 1e-3,
@@ -25,6 +47,7 @@ MANIFEST: dict[str, Any] = {
         "likelihood": "Categorical",
         "parameters": 76570,
     },
+    "profile": {"name": "cpu", "differs": "epochs: 10 instead of 70", "comparable": True},
     "metric": {"name": "accuracy", "unit": "%", "better": "higher"},
     "data": {
         "name": "MNIST",

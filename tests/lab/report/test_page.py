@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from natgrad.lab.report import write_report
+from natgrad.lab.report.beside import beside
 from natgrad.lab.report.page import linked, page
 from natgrad.lab.report.read import read_results
 from natgrad.lab.report.summary import summary_of
@@ -49,7 +50,8 @@ def html(tmp_path_factory):
 
 def page_of(folder):
     results = read_results(folder)
-    return page(results, summary_of(results))
+    summary = summary_of(results)
+    return page(results, summary, beside(results, summary), folder)
 
 
 def outline(html):

@@ -42,6 +42,7 @@ __all__ = [
     "build",
     "complete",
     "parse",
+    "split_name",
 ]
 
 Builder: TypeAlias = Callable[..., torch.optim.Optimizer]
@@ -62,29 +63,52 @@ BUILDERS: dict[str, Builder] = {
 UNTUNED = frozenset(name for name in BUILDERS if name.endswith("_defaults"))
 
 
+def split_name(name: str) -> tuple[str, dict[str, Setting]]:
+    """An optimizer's name and the settings that are fixed in it.
+
+    One optimizer with several values of a setting is compared under several names:
+
+    >>> split_name("prong[eps=0.1,every=100]")
+    ('prong', {'eps': 0.1, 'every': 100})
+
+    Raises:
+        UsageError: no such optimizer or setting, or a bracket that is not closed.
+    """
+    stem, bracket, inside = name.partition("[")
+    if not bracket:
+        return name, {}
+    if not inside.endswith("]"):
+        raise UsageError(f'"{name}" lacks its closing bracket: name[setting=value]')
+    return stem, parse(stem, inside[:-1].split(","))
+
+
 def build(name: str, task: Task, settings: Settings) -> torch.optim.Optimizer:
     """The optimizer of that name for a model.
 
     Raises:
         UsageError: no such optimizer or setting, or a value that it refuses.
     """
+    completed = complete(name, settings)
     try:
-        return _builder(name)(task, **complete(name, settings))
+        return _builder(name)(task, **completed)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{name}: {error}") from error
 
 
 def complete(name: str, settings: Settings) -> dict[str, Setting]:
-    """All settings of an optimizer: those given, and its defaults for the rest.
+    """All settings of an optimizer: those given, those of its name, its defaults for the rest.
 
     Raises:
-        UsageError: no such optimizer or setting.
+        UsageError: no such optimizer or setting, or one that contradicts the name.
     """
-    defaults = _defaults(name)
-    for key in settings:
+    stem, fixed = split_name(name)
+    defaults = _defaults(stem)
+    for key, value in settings.items():
         if key not in defaults:
-            raise unknown(f"setting of {name}", key, list(defaults))
-    return {**defaults, **settings}
+            raise unknown(f"setting of {stem}", key, list(defaults))
+        if fixed.get(key, value) != value:
+            raise UsageError(f"{name} is for {key} {fixed[key]}, not {value}")
+    return {**defaults, **fixed, **settings}
 
 
 def parse(name: str, assignments: Iterable[str]) -> dict[str, Setting]:
@@ -116,9 +140,10 @@ def _described(kind: type) -> str:
 
 
 def _builder(name: str) -> Builder:
-    if name not in BUILDERS:
-        raise unknown("optimizer", name, list(BUILDERS))
-    return BUILDERS[name]
+    stem = name.partition("[")[0]
+    if stem not in BUILDERS:
+        raise unknown("optimizer", stem, list(BUILDERS))
+    return BUILDERS[stem]
 
 
 def _defaults(name: str) -> dict[str, Setting]:

@@ -6,6 +6,7 @@ from natgrad.lab.data import MNIST_PIXELS
 from natgrad.lab.metrics import SQUARED_ERROR
 from natgrad.lab.networks import autoencoder
 from natgrad.lab.optimizers.grids import damped
+from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe
 from natgrad.likelihood import Bernoulli
 
@@ -91,6 +92,21 @@ RECIPE = Recipe(
         "ekfac_auto",
         "tekfac_auto",
     ),
+    profiles={
+        "smoke": Profile(
+            {
+                "data": MNIST_PIXELS.first(500, 100, 100),
+                "network": partial(autoencoder, (784, 50, 30)),
+                "architecture": "784-50-30 and its mirror image, tanh, linear code layer",
+                "batch_size": 100,
+                "epochs": 1,
+                "tuning_epochs": 0.4,
+                "evaluations": 2,
+                "optimizers": ("sgd_nesterov", "adam", "muon", "tkfac_auto"),
+                "seeds": (0,),
+            }
+        )
+    },
     differs=(
         "tanh instead of logistic hidden units, Glorot-normal instead of sparse initialisation; "
         "50,000 training images, 10,000 of the 60,000 are held out for validation; batch 500, "

@@ -6,6 +6,7 @@ from natgrad.lab.data import KJV
 from natgrad.lab.metrics import ACCURACY
 from natgrad.lab.networks import CharacterModel
 from natgrad.lab.optimizers.grids import damped
+from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe
 from natgrad.lab.text import CHARACTERS
 from natgrad.likelihood import Categorical
@@ -40,4 +41,16 @@ RECIPE = Recipe(
     },
     optimizers=("sgd", "adam", "adamw", "kfac"),
     train_evaluated=1_000,
+    profiles={
+        "smoke": Profile(
+            {
+                "data": KJV.first(128, 32, 32),
+                "epochs": 1,
+                "tuning_epochs": 0.5,
+                "evaluations_per_epoch": 2,
+                "optimizers": ("adamw", "muon", "kfac"),
+                "seeds": (0,),
+            }
+        )
+    },
 )

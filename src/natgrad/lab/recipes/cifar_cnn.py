@@ -4,6 +4,7 @@ from natgrad.lab.data import CIFAR10_JPEG
 from natgrad.lab.metrics import ACCURACY
 from natgrad.lab.networks import cnn
 from natgrad.lab.optimizers.grids import damped
+from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe
 from natgrad.likelihood import Categorical
 
@@ -37,5 +38,17 @@ RECIPE = Recipe(
     },
     optimizers=("sgd", "adam", "adamw", "kfac"),
     train_evaluated=5_000,
+    profiles={
+        "smoke": Profile(
+            {
+                "data": CIFAR10_JPEG.first(256, 64, 64),
+                "epochs": 2,
+                "tuning_epochs": 0.5,
+                "evaluations_per_epoch": 1,
+                "optimizers": ("sgd", "kfac"),
+                "seeds": (0,),
+            }
+        )
+    },
     differs="not the original pixels of CIFAR-10: a JPEG copy; no augmentation",
 )

@@ -5,6 +5,7 @@ from functools import partial
 from natgrad.lab.data import DIGITS
 from natgrad.lab.metrics import ACCURACY
 from natgrad.lab.networks import mlp
+from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe
 from natgrad.likelihood import Categorical
 
@@ -24,6 +25,11 @@ RECIPE = Recipe(
     evaluations_per_epoch=2,
     threads=1,
     seeds=(0, 1, 2, 3, 4),
+    profiles={
+        "smoke": Profile(
+            {"epochs": 0.5, "tuning_epochs": 0.1, "optimizers": ("sgd", "kfac"), "seeds": (0,)}
+        )
+    },
     grids={  # 9 points each
         "sgd": [{"lr": lr} for lr in (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)],
         "adam": [{"lr": lr} for lr in (1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03, 0.05, 0.1)],

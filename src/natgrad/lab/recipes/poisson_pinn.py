@@ -3,6 +3,7 @@
 from functools import partial
 
 from natgrad.lab.poisson import RELATIVE_ERROR, Poisson, draw, network, points
+from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe
 from natgrad.likelihood import Gaussian
 
@@ -41,6 +42,9 @@ RECIPE = Recipe(
         "exactngd": {"lr": 1.0, "damping": 1e-12, "halvings": 30, "geodesic": 1},
     },
     optimizers=("adam", "lbfgs", "exactngd"),
+    profiles={
+        "smoke": Profile({"data": points(8), "seconds": 0.5, "evaluations": 3, "seeds": (0,)})
+    },
     differs=(
         "two hidden layers of 20 units instead of one; a little damping instead of the "
         "pseudo-inverse; Adam's learning rate falls linearly to zero, L-BFGS (strong Wolfe line "

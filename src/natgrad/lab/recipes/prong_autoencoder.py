@@ -33,7 +33,6 @@ RECIPE = replace(
         "sngd": {"lr": 0.01, "eps": 1.0},
     },
     optimizers=("sgd", "sgd_bn", "prong", "sngd"),
-    paper_numbers={},
     differs=(
         "tanh and Glorot-normal weights (the paper's supplement with its widths and rates is not "
         "at hand), 50,000 training images, batch 128 for all (the paper: 256 for BatchNorm), "

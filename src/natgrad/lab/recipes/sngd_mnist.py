@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from natgrad.lab.data import MNIST
+from natgrad.lab.profile import Profile
 from natgrad.lab.recipes.mnist_mlp import RECIPE as MNIST_MLP
 
 RATES = (0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -33,6 +35,16 @@ RECIPE = replace(
         "sngd": {"lr": 0.03, "eps": 1.0},
     },
     optimizers=("sgd", "sgd_bn", "prong", "sngd"),
+    profiles={
+        "smoke": Profile(
+            {
+                "data": MNIST.first(500, 100, 100),
+                "epochs": 1,
+                "tuning_epochs": 0.5,
+                "seeds": (0,),
+            }
+        )
+    },
     differs=(
         "the paper gives no learning rate, momentum, initialisation or number of epochs: here "
         "momentum 0.9, torch's default initialisation, a constant learning rate picked on the "

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from natgrad.lab.report.figures import write_figures
-from natgrad.lab.report.page import page
-from natgrad.lab.report.published import publish
-from natgrad.lab.report.read import ResultsError, read_results
+from natgrad.lab.report import single, suite
+from natgrad.lab.report.published import publish_single
+from natgrad.lab.report.read import ResultsError
+from natgrad.lab.report.suite_page import publish_suite
 from natgrad.lab.report.summary import (
     OptimizerSummary,
     Spread,
     Summary,
     Target,
     summarize,
-    summary_of,
 )
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = [
     "OptimizerSummary",
@@ -24,6 +27,7 @@ __all__ = [
     "Summary",
     "Target",
     "publish",
+    "report_on",
     "summarize",
     "write_report",
 ]
@@ -33,7 +37,8 @@ def write_report(folder: Path) -> Path:
     """Write `report.html` and `figures/` into a results folder.
 
     Args:
-        folder: A folder written by `natgrad compare` or `natgrad run`; it may be unfinished.
+        folder: A folder written by `natgrad compare` or `natgrad run`, of one experiment or of
+            several; it may be unfinished.
 
     Returns:
         The path of the page, which needs nothing beside it.
@@ -41,10 +46,41 @@ def write_report(folder: Path) -> Path:
     Raises:
         ResultsError: The folder cannot be read as results.
     """
-    folder = Path(folder)
-    results = read_results(folder)
-    summary = summary_of(results)
-    write_figures(results, summary, folder / "figures")
-    path = folder / "report.html"
-    path.write_text(page(results, summary), encoding="utf-8")
-    return path
+    if suite.is_suite(folder):
+        return suite.write(folder).page
+    return single.write(folder).page
+
+
+def report_on(folder: Path, console: Console, paper: bool = False) -> None:
+    """Write the page of a results folder and print its tables.
+
+    Args:
+        folder: As for `write_report`.
+        console: Where to.
+        paper: Print what the paper states beside ours, too.
+
+    Raises:
+        ResultsError: The folder cannot be read as results.
+    """
+    if suite.is_suite(folder):
+        suite.show(suite.write(folder), console, paper)
+    else:
+        single.show(single.write(folder), console, paper)
+
+
+def publish(folder: Path, out: Path) -> Path:
+    """Write a short page in Markdown with its figures, to be kept beside the code.
+
+    Args:
+        folder: As for `write_report`.
+        out: Where the page goes; made if it is not there.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ResultsError: The folder cannot be read as results.
+    """
+    if suite.is_suite(folder):
+        return publish_suite(folder, out)
+    return publish_single(folder, out)

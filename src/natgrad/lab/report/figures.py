@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from natgrad.lab.report.curves import Curve, curve, drawn, trail
 from natgrad.lab.report.read import Axis, Quantity, Results
-from natgrad.lab.report.style import INK, Look, inline_svg, literal, looks, styled
+from natgrad.lab.report.style import INK, Look, inline_svg, literal, looks, save_figure, styled
 from natgrad.lab.report.summary import Summary
 from natgrad.lab.report.text import display_name, significant
 
@@ -82,16 +82,10 @@ def write_figures(results: Results, summary: Summary, folder: Path) -> list[Path
     Returns:
         The files written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with styled():
         for name, grid in {"curves": PANELS, "overview": OVERVIEW}.items():
-            figure = _sheet(results, summary, grid)
-            for kind in ("pdf", "png"):
-                path = folder / f"{name}.{kind}"
-                metadata = {"CreationDate": None} if kind == "pdf" else {}
-                figure.savefig(path, dpi=200, metadata=metadata)
-                paths.append(path)
+            paths += save_figure(_sheet(results, summary, grid), folder / name)
     return paths
 
 

@@ -3,86 +3,88 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from natgrad.lab.report import figures, tables
+from natgrad.lab.report.beside import HEADINGS, RULES, Beside, cells
 from natgrad.lab.report.headline import headline
-from natgrad.lab.report.read import Quantity, Results
+from natgrad.lab.report.read import Results
+from natgrad.lab.report.studies import pictures, written
 from natgrad.lab.report.summary import Summary
 from natgrad.lab.report.tenths import TITLE
-from natgrad.lab.report.text import NOTHING, display_name, plain_value, with_spread, without_paths
+from natgrad.lab.report.text import display_name, plain_value, without_paths
 from natgrad.lab.report.tuning import grids
 
 _PRIVATE = {"host", "hostname", "node", "user", "cwd", "path", "executable"}
 
 
-@dataclass(frozen=True)
-class PaperRow:
-    """One number of the source paper, with ours where there is a counterpart."""
-
-    what: str
-    paper: str
-    ours: str
-    difference: str
-
-
-def page(results: Results, summary: Summary) -> str:
+def page(results: Results, summary: Summary, paper: Sequence[Beside], folder: Path) -> str:
     """Return the report as HTML.
 
     Args:
         results: The results.
         summary: Their summary.
+        paper: What the paper states, beside ours.
+        folder: Of the results, for the figures of their study.
 
     Returns:
         A page that needs nothing beside it: styles and figures are inside.
     """
-    environment = Environment(
+    recipe = {**dict.fromkeys(("name", "source", "differs")), **results.part("recipe")}
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            summary=summary,
+            recipe=recipe,
+            headline=[_bound(sentence) for sentence in sentences(results, summary)],
+            tables=[
+                ("What it took to reach the target", tables.cost_columns(summary)),
+                ("Where training ended", tables.final_columns(summary)),
+                *([(TITLE, summary.tenths.columns())] if summary.tenths else []),
+            ],
+            notes=tables.notes(summary) + (summary.tenths.notes() if summary.tenths else []),
+            legend=[(name, Markup(svg)) for name, svg in figures.page_legend(results)],
+            panels=[Markup(drawing.svg) for drawing in figures.page_panels(results, summary)],
+            caption=figures.CAPTION,
+            grids=grids(results),
+            tuning_rule=without_paths(str(results.manifest.get("tuning_rule") or "")),
+            settings=settings(results),
+            facts=facts(results),
+            studies=list(results.tables.values()),
+            pictures=pictures(results.figures, folder),
+            headings=HEADINGS,
+            paper=[(row, cells(row)) for row in paper],
+            rules=RULES,
+            provenance=provenance(results),
+            command="\n".join(commands(results)),
+        )
+    )
+
+
+def environment() -> Environment:
+    """Return the templates, with the filters they use."""
+    found = Environment(
         loader=PackageLoader("natgrad.lab.report", ""),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["linked"] = linked
-    environment.filters["plain"] = plain_value
-    recipe = {**dict.fromkeys(("name", "source", "differs")), **results.part("recipe")}
-    return environment.get_template("page.html.j2").render(
-        summary=summary,
-        recipe=recipe,
-        headline=[_bound(sentence) for sentence in headline(summary)],
-        tables=[
-            ("What it took to reach the target", tables.cost_columns(summary)),
-            ("Where training ended", tables.final_columns(summary)),
-            *([(TITLE, summary.tenths.columns())] if summary.tenths else []),
-        ],
-        notes=tables.notes(summary) + (summary.tenths.notes() if summary.tenths else []),
-        legend=[(name, Markup(svg)) for name, svg in figures.page_legend(results)],
-        panels=[Markup(drawing.svg) for drawing in figures.page_panels(results, summary)],
-        caption=figures.CAPTION,
-        grids=grids(results),
-        tuning_rule=without_paths(str(results.manifest.get("tuning_rule") or "")),
-        settings=settings(results),
-        facts=facts(results),
-        paper=paper_rows(results.part("recipe").get("paper_numbers"), summary),
-        provenance=provenance(results),
-        command="\n".join(commands(results)),
-    )
+    found.filters.update(linked=linked, plain=plain_value, cell=written)
+    return found
 
 
-def paper_rows(numbers: Any, summary: Summary) -> list[PaperRow]:
-    """Set the numbers of the paper beside ours.
-
-    A number whose name holds an optimizer of the comparison is set against its test metric, or
-    against what the name says: "kfac validation accuracy", "sgd test loss".
-    """
-    if not isinstance(numbers, Mapping):
-        return []
-    return [_paper_row(str(what), value, summary) for what, value in numbers.items()]
+def sentences(results: Results, summary: Summary) -> list[str]:
+    """Return the result in words: of the comparison, else the titles of the study's tables."""
+    if summary.entries or not results.tables:
+        return headline(summary)
+    return [f"{table.title}." for table in results.tables.values()]
 
 
 def linked(text: str) -> Markup:
@@ -100,25 +102,6 @@ def linked(text: str) -> Markup:
 def _bound(sentence: str) -> str:
     # a number and its unit stay on one line
     return re.sub(r"(?<=[\d±]) (?=[\d±%]|s\b)", "\N{NO-BREAK SPACE}", sentence)
-
-
-def _paper_row(what: str, value: Any, summary: Summary) -> PaperRow:
-    words = re.split(r"[^a-z0-9+]+", what.lower())
-    entry = next((e for e in summary.entries if e.optimizer.lower() in words), None)
-    part = next((p for p in ("train", "validation") if p in words), "test")
-    kind = "loss" if "loss" in words else "metric"
-    key: Quantity = f"{part}_{kind}"  # type: ignore[assignment]
-    ours = entry.final.get(key) if entry else None
-    name = display_name(what) if entry and what.lower() == entry.optimizer else what
-    if ours is None or isinstance(value, bool) or not isinstance(value, (int, float)):
-        return PaperRow(name, plain_value(value), NOTHING, NOTHING)
-    places = 2 if kind == "metric" else 4
-    return PaperRow(
-        what=name,
-        paper=plain_value(value),
-        ours=with_spread(ours.mean, ours.sd, places),
-        difference=f"{ours.mean - value:+.{places}f}",
-    )
 
 
 def commands(results: Results) -> list[str]:
@@ -150,11 +133,17 @@ def facts(results: Results) -> list[tuple[str, str]]:
         "Batch size": recipe.get("batch_size"),
         "L2 penalty": recipe.get("l2"),
         "Learning rate": _schedule(recipe.get("schedule")),
+        "Profile": profile_text(results.part("profile")),
         "Budget per run": _budget(results.part("budget")),
         "Budget per tuning run": _budget(results.part("tuning_budget")),
         "Seeds": ", ".join(map(str, results.seeds)),
     }
     return [(key, plain_value(value)) for key, value in found.items() if value not in (None, "")]
+
+
+def profile_text(profile: Mapping[str, Any]) -> str:
+    """The size of the experiment, and all that it changes of the full one."""
+    return ": ".join(str(profile[key]) for key in ("name", "differs") if profile.get(key))
 
 
 def _schedule(name: Any) -> str:

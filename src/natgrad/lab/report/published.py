@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from natgrad.lab.report.beside import HEADINGS, RULES, Beside, beside, cells
 from natgrad.lab.report.figures import write_figures
-from natgrad.lab.report.headline import headline
 from natgrad.lab.report.illustrate import illustrated
-from natgrad.lab.report.page import commands, facts, paper_rows, provenance, settings
+from natgrad.lab.report.page import commands, facts, provenance, sentences, settings
 from natgrad.lab.report.read import Results, read_results
+from natgrad.lab.report.single import draw_paper
+from natgrad.lab.report.studies import markdown
 from natgrad.lab.report.summary import Summary, summary_of
 
-__all__ = ["publish"]
+__all__ = ["markdown_table", "paper_sections", "publish_single"]
 
 
-def publish(folder: Path, out: Path) -> Path:
+def publish_single(folder: Path, out: Path) -> Path:
     """Write `README.md` and `curves.{png,pdf}` of a results folder into `out`.
 
     Args:
@@ -32,30 +34,39 @@ def publish(folder: Path, out: Path) -> Path:
     results = read_results(folder)
     summary = summary_of(results)
     out.mkdir(parents=True, exist_ok=True)
-    write_figures(results, summary, folder / "figures")
-    for kind in ("png", "pdf"):
-        shutil.copyfile(folder / "figures" / f"overview.{kind}", out / f"curves.{kind}")
+    if summary.entries:
+        write_figures(results, summary, folder / "figures")
+        for kind in ("png", "pdf"):
+            shutil.copyfile(folder / "figures" / f"overview.{kind}", out / f"curves.{kind}")
+    for name in results.figures:
+        for kind in ("png", "pdf"):
+            shutil.copyfile(folder / "study" / f"{name}.{kind}", out / f"{name}.{kind}")
+    rows = beside(results, summary)
+    draw_paper(rows, out)
     drawn = illustrated(folder, results, out / "solutions.png") is not None
     path = out / "README.md"
-    text = "\n\n".join(_sections(results, summary, drawn))
+    text = "\n\n".join(_sections(results, summary, rows, drawn))
     path.write_text(text + "\n", encoding="utf-8")
     return path
 
 
-def _sections(results: Results, summary: Summary, drawn: bool = False) -> Iterable[str]:
+def _sections(
+    results: Results, summary: Summary, rows: Sequence[Beside], drawn: bool = False
+) -> Iterable[str]:
     recipe = results.part("recipe")
     yield f"# {recipe.get('name')}: {recipe.get('title')}"
     yield "\n".join(f"    {command}" for command in commands(results))
-    yield " ".join(headline(summary))
-    yield "![Curves against epochs, updates and seconds, by optimizer](curves.png)"
+    yield " ".join(sentences(results, summary))
+    if summary.entries:
+        yield "![Curves against epochs, updates and seconds, by optimizer](curves.png)"
     if drawn:
         yield "![What the networks of the first seed have learnt, by optimizer](solutions.png)"
-    yield summary.markdown()
-    paper = paper_rows(recipe.get("paper_numbers"), summary)
-    if paper:
-        yield f"## Beside the paper ({recipe.get('source')})"
-        rows = [(row.what, row.paper, row.ours, row.difference) for row in paper]
-        yield _table(("", "paper", "here", "difference"), rows)
+    if summary.entries:
+        yield summary.markdown()
+    yield from map(markdown, results.tables.values())
+    for name, caption in results.figures.items():
+        yield f"![{caption}]({name}.png)"
+    yield from paper_sections(rows, str(recipe.get("source")))
     if recipe.get("differs"):
         yield f"What differs: {recipe['differs']}."
     yield "## Settings"
@@ -64,11 +75,25 @@ def _sections(results: Results, summary: Summary, drawn: bool = False) -> Iterab
         (name, ", ".join(f"{key} {value}" for key, value in used.items()))
         for name, used in settings(results)
     ]
-    yield _table(("optimizer", "settings"), chosen)
-    yield _table(("", ""), [*facts(results), *provenance(results)])
+    yield markdown_table(("optimizer", "settings"), chosen)
+    yield markdown_table(("", ""), [*facts(results), *provenance(results)])
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def paper_sections(rows: Sequence[Beside], source: str) -> Iterable[str]:
+    """The paper's numbers beside ours, with the figure and the rules; nothing without any."""
+    if not rows:
+        return
+    yield f"## Beside the paper ({source})"
+    yield markdown_table(HEADINGS, [cells(row) for row in rows])
+    if any(row.drawn for row in rows):
+        yield "![The paper's numbers and ours, one standard deviation to each side](paper.png)"
+    yield "\n".join(f"- {rule}" for rule in RULES)
+
+
+def markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
     head = list(head)
     lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )

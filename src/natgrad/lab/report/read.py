@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from natgrad.lab.errors import LabError
 from natgrad.lab.folder import SCHEMA, RunFolder
+from natgrad.lab.tables import Table, study_folder
 
 Status = Literal["finished", "diverged", "running", "interrupted"]
 Quantity = Literal[
@@ -88,7 +89,18 @@ class Metric:
 
 @dataclass(frozen=True)
 class Results:
-    """A results folder: the manifest, the runs by optimizer, and the tuning runs by optimizer."""
+    """A results folder: the manifest, the runs and tuning runs by optimizer, what the study found.
+
+    Attributes:
+        manifest: As it was written.
+        metric: What is measured beside the loss.
+        optimizers: In order.
+        seeds: That were planned.
+        runs: By optimizer.
+        tuning: Runs at the points of the grid, by optimizer.
+        tables: Of the study, by name.
+        figures: Captions of the study's figures by name; the files lie in `study/`.
+    """
 
     manifest: Mapping[str, Any]
     metric: Metric
@@ -96,6 +108,8 @@ class Results:
     seeds: tuple[int, ...]
     runs: Mapping[str, tuple[Run, ...]]
     tuning: Mapping[str, Mapping[int, Run]] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    figures: Mapping[str, str] = field(default_factory=dict)
 
     def part(self, key: str) -> Mapping[str, Any]:
         """Return a mapping in the manifest, empty where it is missing."""
@@ -121,7 +135,9 @@ def read_results(folder: Path) -> Results:
     named = [str(name) for name in manifest.get("optimizers") or []]
     optimizers = tuple(dict.fromkeys([*named, *found]))
     runs = {name: _runs(name, found.get(name)) for name in optimizers}
-    if not any(run.rows for group in runs.values() for run in group):
+    study = study_folder(folder)
+    tables = study.tables()
+    if not tables and not any(run.rows for group in runs.values() for run in group):
         raise ResultsError(
             f"{folder.name} holds no evaluation yet: expected rows in "
             "runs/<optimizer>/seed<k>/rows.jsonl. Let the comparison go on past tuning, "
@@ -135,6 +151,8 @@ def read_results(folder: Path) -> Results:
         seeds=tuple(int(seed) for seed in manifest.get("seeds") or []),
         runs=runs,
         tuning=_tuning(folder / "tuning"),
+        tables=tables,
+        figures=study.figures(),
     )
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -76,6 +77,26 @@ def styled() -> Iterator[None]:
     """Apply the style inside a with block, and put the caller's settings back."""
     with matplotlib.rc_context(_SETTINGS):
         yield
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure for papers: a vector PDF and a PNG.
+
+    Args:
+        figure: The figure.
+        path: Of both files, without a suffix; its folder is made if missing.
+
+    Returns:
+        The files written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = []
+    for kind in ("pdf", "png"):
+        metadata = {"CreationDate": None} if kind == "pdf" else {}
+        files.append(path.parent / f"{path.name}.{kind}")
+        with styled():
+            figure.savefig(files[-1], dpi=200, metadata=metadata)
+    return files
 
 
 def inline_svg(figure: Figure, prefix: str, label: str) -> str:

@@ -49,7 +49,13 @@ def display_name(optimizer: str) -> str:
 
     >>> display_name("kfac_auto")
     'KFAC, auto'
+    >>> display_name("prong[eps=0.1,every=100]")
+    'PRONG, eps 0.1, every 100'
     """
+    stem, bracket, inside = optimizer.partition("[")
+    if bracket:
+        fixed = inside.rstrip("]").replace("=", " ").replace(",", ", ")
+        return f"{display_name(stem)}, {fixed}"
     for suffix, words in SUFFIXES.items():
         if optimizer.lower().endswith(suffix):
             return f"{display_name(optimizer[: -len(suffix)])}, {words}"
@@ -58,7 +64,7 @@ def display_name(optimizer: str) -> str:
 
 def is_natural(optimizer: str) -> bool:
     """Return whether an optimizer of this name takes natural-gradient steps."""
-    name = optimizer.lower()
+    name = optimizer.lower().partition("[")[0]
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
     return name in NATURAL

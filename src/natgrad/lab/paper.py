@@ -1,0 +1,134 @@
+"""What a paper states, and where our counterpart of it is found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+__all__ = ["Cell", "Claim", "Final", "Number", "Reached", "Reading", "StepTime", "record"]
+
+
+@dataclass(frozen=True)
+class Final:
+    """The last evaluation of an optimizer, over seeds.
+
+    Attributes:
+        optimizer: whose.
+        quantity: ``"train_loss"``, ``"test_metric"`` and so on.
+        complement: 100 minus it: the error of an accuracy in percent.
+    """
+
+    optimizer: str
+    quantity: str = "test_metric"
+    complement: bool = False
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """The time of a pass over the training data, divided by another optimizer's.
+
+    Attributes:
+        optimizer: whose.
+        relative_to: divided by whose.
+    """
+
+    optimizer: str
+    relative_to: str = "sgd"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What it took to the comparison's target: SGD's final validation loss, where SGD was run.
+
+    Attributes:
+        optimizer: whose; every seed must have got there.
+        axis: ``"epochs"``, ``"updates"`` or ``"seconds"``.
+    """
+
+    optimizer: str
+    axis: Literal["epochs", "updates", "seconds"] = "updates"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table that the recipe's study writes; see :mod:`natgrad.lab.study`.
+
+    Attributes:
+        table: its name.
+        row: the entry of the first column.
+        column: the heading; the spread is read from the column ``"<heading> sd"``, the number of
+            seeds from ``"seeds"``, where these are there.
+    """
+
+    table: str
+    row: str
+    column: str
+
+
+Reading: TypeAlias = Final | StepTime | Reached | Cell
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of the paper.
+
+    Attributes:
+        what: what was measured, as the paper means it: ``"SGD, test accuracy"``.
+        value: as printed.
+        where: ``"Table 3, ResNet-20"``.
+        data: the data set as the paper names it.
+        ours: where our number is.
+        spread: as printed, none if the paper gives none.
+        unit: of both.
+        comparable: false where ours means something else even at full size.
+        reason: why not, a phrase; of other data or a smaller profile the report knows by itself.
+        explanation: our best one, should it not be reproduced.
+    """
+
+    what: str
+    value: float
+    where: str
+    data: str
+    ours: Reading
+    spread: float | None = None
+    unit: str = ""
+    comparable: bool = True
+    reason: str = ""
+    explanation: str = ""
+
+    def __post_init__(self) -> None:
+        if self.comparable == bool(self.reason):
+            raise ValueError(f"{self.what}: say the reason if, and only if, it is not comparable")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An ordering that the paper claims: it can hold on other data and at a smaller size too.
+
+    Attributes:
+        what: in the paper's sense: ``"TEKFAC is more accurate than EKFAC"``.
+        where: in the paper.
+        data: the data set as the paper names it.
+        better: where ours of the one claimed to be ahead is.
+        worse: of the other one.
+        wants: ``"higher"`` or ``"lower"`` is ahead.
+        explanation: our best one, should it not hold.
+    """
+
+    what: str
+    where: str
+    data: str
+    better: Reading
+    worse: Reading
+    wants: Literal["higher", "lower"] = "higher"
+    explanation: str = ""
+
+
+def record(stated: Number | Claim) -> dict[str, Any]:
+    """Plain values for a manifest; a reading carries its ``kind``."""
+    plain = {"kind": type(stated).__name__.lower(), **asdict(stated)}
+    for key in ("ours", "better", "worse"):
+        reading = getattr(stated, key, None)
+        if reading is not None:
+            plain[key] = {"kind": type(reading).__name__.lower(), **asdict(reading)}
+    return plain

@@ -1,0 +1,86 @@
+"""Where our counterpart of a number of the paper is read from."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from natgrad.lab.report.read import Results, Run
+from natgrad.lab.report.summary import Summary, first_crossing
+
+__all__ = ["Ours", "ours_of"]
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Mean and sample standard deviation of n seeds; no deviation for a single one."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+def ours_of(reading: Mapping[str, Any], results: Results, summary: Summary) -> Ours | None:
+    """Read a figure from results; None where it was not measured.
+
+    Args:
+        reading: As the manifest has it: the fields of a reading of `natgrad.lab.paper`, with its
+            kind.
+        results: Where from.
+        summary: Of these, for the target.
+    """
+    kind = reading["kind"]
+    if kind == "cell":
+        return _cell(reading, results)
+    runs = [run for run in results.runs.get(reading["optimizer"], ()) if run.finished]
+    if kind == "final":
+        values = [run.final(reading["quantity"]) for run in runs]
+        return _over([100 - value for value in values] if reading["complement"] else values)
+    if kind == "steptime":
+        others = [run for run in results.runs.get(reading["relative_to"], ()) if run.finished]
+        return _over(_ratios(runs, others))
+    if kind == "reached" and summary.target is not None:
+        loss = summary.target.loss
+        places = [first_crossing(run.rows, loss, reading["axis"]) for run in runs]
+        complete = len(runs) == len(results.runs.get(reading["optimizer"], ()))
+        return _over(places) if complete and all(map(math.isfinite, places)) else None
+    return None
+
+
+def _ratios(runs: Sequence[Run], others: Sequence[Run]) -> list[float]:
+    """Seconds an epoch over the other's, seed by seed: both took turns within a seed."""
+    slow = {run.label: _seconds_per_epoch(run) for run in others}
+    pairs = [(_seconds_per_epoch(run), slow.get(run.label)) for run in runs]
+    return [mine / other for mine, other in pairs if mine is not None and other]
+
+
+def _seconds_per_epoch(run: Run) -> float | None:
+    last = run.rows[-1]
+    return last.seconds / last.epochs if last.epochs > 0 else None
+
+
+def _cell(reading: Mapping[str, Any], results: Results) -> Ours | None:
+    table = results.tables.get(reading["table"])
+    if table is None:
+        return None
+    value = table.cell(reading["row"], reading["column"])
+    if not isinstance(value, (int, float)):
+        return None
+    sd = table.cell(reading["row"], f"{reading['column']} sd")
+    seeds = table.cell(reading["row"], "seeds")
+    return Ours(
+        float(value),
+        float(sd) if isinstance(sd, (int, float)) else None,
+        seeds if isinstance(seeds, int) else max(1, len(results.seeds)),
+    )
+
+
+def _over(values: Sequence[float]) -> Ours | None:
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return None
+    sd = statistics.stdev(known) if len(known) > 1 else None
+    return Ours(statistics.fmean(known), sd, len(known))

@@ -1,0 +1,67 @@
+"""The page on top of several experiments, as HTML and as Markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from natgrad.lab.report.beside import HEADINGS, RULES, cells
+from natgrad.lab.report.page import environment, profile_text
+from natgrad.lab.report.published import markdown_table, paper_sections, publish_single
+from natgrad.lab.report.single import draw_paper
+from natgrad.lab.report.studies import markdown
+from natgrad.lab.report.suite import WrittenSuite, write
+from natgrad.lab.report.text import without_paths
+
+
+def suite_page(written: WrittenSuite) -> str:
+    """Return the page on top as HTML; the variants' pages lie beside it in their folders."""
+    return (
+        environment()
+        .get_template("suite.html.j2")
+        .render(
+            suite=written.manifest["suite"],
+            status=written.manifest.get("status"),
+            command=without_paths(str(written.manifest.get("command") or "")),
+            variants=_variants(written),
+            table=written.table,
+            headings=HEADINGS,
+            paper=[(row, cells(row)) for row in written.rows],
+            rules=RULES,
+        )
+    )
+
+
+def publish_suite(folder: Path, out: Path) -> Path:
+    """Write `README.md` on top and a page for every variant in a folder of its name."""
+    written = write(folder)
+    for name in written.variants:
+        publish_single(folder / name, out / name)
+    draw_paper(written.rows, out)
+    suite = written.manifest["suite"]
+    sections = [
+        f"# {suite['name']}: {suite['title']}",
+        f"    {without_paths(str(written.manifest.get('command') or ''))}",
+        markdown_table(
+            ("variant", "what", "data", "profile"),
+            [(f"[{v['name']}]({v['name']}/README.md)", v["title"], v["data"], v["profile"])
+             for v in _variants(written)],
+        ),
+        *([markdown(written.table)] if written.table.rows else []),
+        *paper_sections(written.rows, str(suite["source"])),
+    ]  # fmt: skip
+    path = out / "README.md"
+    path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return path
+
+
+def _variants(written: WrittenSuite) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "title": str(each.results.part("recipe").get("title")),
+            "data": str(each.results.part("data").get("name")),
+            "profile": profile_text(each.results.part("profile")),
+        }
+        for name, each in written.variants.items()
+    ]

@@ -1,0 +1,90 @@
+"""Several experiments under one name: each in a folder of its own, and a report on top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from natgrad.lab import provenance
+from natgrad.lab.carrying import (
+    Manner,
+    begun,
+    carried_out,
+    check,
+    print_report,
+    tell_how_to_resume,
+)
+from natgrad.lab.comparison import Plan
+from natgrad.lab.errors import UsageError
+from natgrad.lab.folder import SCHEMA, Results, open_results
+from natgrad.lab.manifest import options, plan_of
+from natgrad.lab.paper import record
+from natgrad.lab.recipe import Suite
+from natgrad.lab.running import Status
+
+__all__ = ["carry_through_suite"]
+
+
+def carry_through_suite(suite: Suite, plans: Sequence[Plan], manner: Manner) -> None:
+    """One experiment after the other, then the report.
+
+    Raises:
+        UsageError: to go on without a folder, or with other plans than those of the start.
+        typer.Exit: the work was interrupted.
+    """
+    folder = manner.folder(suite.name)
+    for plan in plans:
+        check(plan)
+    top = open_results(folder, resume=manner.resume)
+    if manner.resume:
+        plans = _recorded(suite, plans, top, manner.as_before)
+        top.update_manifest(status="running", finished=None)
+    else:
+        top.update_manifest(**_written(suite, plans))
+    status: Status = "interrupted"
+    try:
+        for plan in plans:
+            if _one(plan, folder, manner) == "interrupted":
+                tell_how_to_resume(folder, suite.name, manner)
+        status = "finished"
+    finally:
+        top.update_manifest(status=status, finished=provenance.now())
+    print_report(folder)
+
+
+def _one(plan: Plan, folder: Path, manner: Manner) -> Status:
+    """Begin a variant, or go on with it; one that is over is left in no time."""
+    name = plan.recipe.name.partition("/")[2]
+    there = bool(Results(folder / name).manifest())
+    own = Manner(manner.verb, folder / name, manner.data, resume=there)
+    results, plan, splits = begun(plan, folder / name, own)
+    events = None if manner.tensorboard is None else manner.tensorboard / name
+    return carried_out(plan, splits, results, events)
+
+
+def _written(suite: Suite, plans: Sequence[Plan]) -> dict[str, object]:
+    return {
+        "schema": SCHEMA,
+        "suite": {
+            "name": suite.name,
+            "title": suite.title,
+            "source": suite.source,
+            "paper": [record(claim) for claim in suite.paper],
+        },
+        "variants": [options(plan) for plan in plans],
+        "command": provenance.command(),
+        "started": provenance.now(),
+        "finished": None,
+        "status": "running",
+    }
+
+
+def _recorded(suite: Suite, plans: Sequence[Plan], top: Results, as_before: bool) -> Sequence[Plan]:
+    about = top.manifest()
+    if about.get("suite", {}).get("name") != suite.name:
+        raise UsageError(f"{top.path} does not hold {suite.name}")
+    if as_before:
+        return [plan_of(entry) for entry in about["variants"]]
+    if about["variants"] != [options(plan) for plan in plans]:
+        raise UsageError(f"can't resume: {top.path} was begun with other options")
+    return plans

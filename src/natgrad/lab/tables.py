@@ -1,0 +1,89 @@
+"""The tables and figures of a study, as files.
+
+```
+DIR/study/<name>.json       {"title", "columns", "rows", "note"}
+DIR/study/<name>.pdf .png   a figure, its caption in figures.json
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from natgrad.lab.folder import write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["StudyFolder", "Table", "study_folder"]
+
+CAPTIONS = "figures.json"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: the first column names the row.
+
+    Attributes:
+        title: one line.
+        columns: headings; train and test figures side by side.
+        rows: cells, numbers as numbers.
+        note: how it was counted, a sentence or two.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+
+    def cell(self, row: str, column: str) -> Any:
+        """A cell; None where there is no such row or column."""
+        if column not in self.columns:
+            return None
+        place = list(self.columns).index(column)
+        return next((each[place] for each in self.rows if str(each[0]) == row), None)
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The tables and figures that a study has written."""
+
+    path: Path
+
+    def table(self, name: str) -> Table | None:
+        """A table, None if it was not written yet."""
+        path = self.path / f"{name}.json"
+        if name == Path(CAPTIONS).stem or not path.is_file():
+            return None
+        return Table(**json.loads(path.read_text(encoding="utf-8")))
+
+    def tables(self) -> dict[str, Table]:
+        """All tables by name."""
+        names = sorted(path.stem for path in self.path.glob("*.json"))
+        found = {name: self.table(name) for name in names}
+        return {name: table for name, table in found.items() if table is not None}
+
+    def write_table(self, name: str, table: Table) -> None:
+        """Write or replace a table."""
+        write_json(self.path / f"{name}.json", asdict(table))
+
+    def figures(self) -> dict[str, str]:
+        """Captions of the figures by name, in the order of writing."""
+        path = self.path / CAPTIONS
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def write_figure(self, name: str, figure: Figure, caption: str) -> None:
+        """Write or replace a figure, as PDF and PNG."""
+        from natgrad.lab.report.style import save_figure
+
+        save_figure(figure, self.path / name)
+        write_json(self.path / CAPTIONS, {**self.figures(), name: caption})
+
+
+def study_folder(results: Path) -> StudyFolder:
+    """Where the study of a results folder keeps what it found."""
+    return StudyFolder(results / "study")
