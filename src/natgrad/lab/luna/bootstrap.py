@@ -6,6 +6,7 @@ percentiles of the sensitivities, here of the CPM too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ from natgrad.lab.luna.froc import (
     weighted_curve,
 )
 
-__all__ = ["Interval", "Score", "score"]
+__all__ = ["Interval", "Score", "mean_curve", "score"]
 
 Floats = NDArray[np.float64]
 
@@ -55,35 +56,59 @@ class Score:
     level: float
 
 
-def score(marks: Marks, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Score:
+def score(*systems: Marks, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> Score:
     """Sensitivities at the operating points and the CPM, each with a bootstrap interval.
 
-    A resample without a nodule has no sensitivity and is drawn again.
+    A resample without a nodule has no sensitivity and is drawn again. Of several systems, such as
+    one network trained from several seeds, the figures are means, and the intervals are of these:
+    every resample is of the same scans for all.
 
     Args:
-        marks: what a system said.
+        systems: what each said of the same scans.
         resamples: of the scans.
         seed: of the resampling; equal seeds give equal intervals.
         level: probability mass of the intervals, the rest cut off evenly at both ends.
 
     Raises:
-        ValueError: no resample, or a level outside (0, 1).
+        ValueError: no system, no resample, a level outside (0, 1), or systems with other nodules.
     """
     if resamples < 1:
         raise ValueError(f"resamples must be >= 1, got {resamples}")
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}")
-    curve = froc(marks)
-    drawn = _resampled(marks, resamples, seed)
+    _refuse_unlike(systems)
+    curve = mean_curve([froc(each) for each in systems])
+    drawn = np.mean([_resampled(each, resamples, seed) for each in systems], axis=0)
     drawn = np.column_stack([drawn, drawn.mean(1)])
     tail = (1 - level) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-    values = curve.at()
+    values = np.mean([froc(each).at() for each in systems], axis=0)
     intervals = [
         Interval(float(v), float(lo), float(hi))
         for v, lo, hi in zip([*values, cpm(values)], low, high, strict=True)
     ]
     return Score(tuple(intervals[:-1]), intervals[-1], curve, level)
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """The mean of sensitivities at equal rates: the curve itself where there is only one."""
+    if len(curves) == 1:
+        return curves[0]
+    rates = np.unique(np.concatenate([each.rates for each in curves]))
+    return Curve(rates, np.mean([each.at(rates) for each in curves], axis=0))
+
+
+def _refuse_unlike(systems: Sequence[Marks]) -> None:
+    if not systems:
+        raise ValueError("there is no system to score")
+    held = {(each.scans, tuple(_held(each))) for each in systems}
+    if len(held) > 1:
+        raise ValueError("systems that are scored together must be of the same scans and nodules")
+
+
+def _held(marks: Marks) -> NDArray[np.int64]:
+    """Nodules of each scan."""
+    return np.bincount(marks.scan[marks.nodule], minlength=marks.scans)
 
 
 def _resampled(marks: Marks, resamples: int, seed: int) -> Floats:
@@ -93,7 +118,7 @@ def _resampled(marks: Marks, resamples: int, seed: int) -> Floats:
     """
     order, ends = thresholds(marks.scores)
     nodule, scan = marks.nodule[order], marks.scan[order]
-    holding = np.bincount(marks.scan[marks.nodule], minlength=marks.scans)
+    holding = _held(marks)
     random = np.random.default_rng(seed)
     even = np.full(marks.scans, 1 / marks.scans)
     found = np.empty((resamples, len(OPERATING_POINTS)))

@@ -99,27 +99,39 @@ def _surroundings(voxels: NDArray[np.uint8], centre: NDArray[np.float64]) -> NDA
     return voxels[tuple(slice(a, a + n) for a, n in zip(start, CUBE, strict=True))]
 
 
-def luna16(fold: int = 9) -> DataSet:
-    """LUNA16's candidates with the given subset for the test and the one before for validation."""
+def luna16(fold: int = 9, scans: int | None = None) -> DataSet:
+    """LUNA16's candidates with the given subset for the test and the one before for validation.
+
+    Args:
+        fold: the subset that is the test set.
+        scans: only so many of each subset; None is all.
+    """
     before = (fold - 1) % FOLDS
     split = (
         f"subset {fold} is the test set, subset {before} for validation (all their candidates); "
         f"training on the other eight with {NEGATIVES:g} candidates without a nodule for one with"
     )
-    return DataSet("LUNA16", split, partial(_luna16, fold, before))
+    if scans is not None:
+        split = f"{split}; of every subset the first {scans} scans"
+    return DataSet("LUNA16", split, partial(_luna16, fold, before, scans))
 
 
-def _luna16(fold: int, before: int, folder: Path | None) -> Splits:
+def _luna16(fold: int, before: int, scans: int | None, folder: Path | None) -> Splits:
     local = data_folder(folder)
     if local is None or not (local / "luna16").is_dir():
         raise DataMissingError(
-            "LUNA16 is read from local files: expected luna16/subset0 ... subset9 with its .mhd and "
-            "annotations.csv and candidates_V2.csv in the folder named by --data or NATGRAD_DATA"
+            "LUNA16 is read from local files: expected luna16/subset0 ... subset9 with its .mhd "
+            "and annotations.csv and candidates_V2.csv in the folder named by --data or "
+            "NATGRAD_DATA"
         )
     archive = Archive(local / "luna16")
     rest = [k for k in range(FOLDS) if k not in (fold, before)]
-    trained = [name for k in rest for name in archive.fold(k)]
-    parts = ((trained, NEGATIVES), (archive.fold(before), None), (archive.fold(fold), None))
+    trained = [name for k in rest for name in archive.fold(k)[:scans]]
+    parts = (
+        (trained, NEGATIVES),
+        (archive.fold(before)[:scans], None),
+        (archive.fold(fold)[:scans], None),
+    )
     pairs = [_of_archive(archive, scans, negatives) for scans, negatives in parts]
     return Splits(pairs[0], pairs[1], pairs[2], "LUNA16, .mhd files")
 

@@ -89,7 +89,7 @@ class MultiLevel(nn.Module):
     Args:
         levels: the networks; :func:`planar` gives their 2D form.
         width: factor of all widths; 1 is the paper's.
-        grey: turns grey values into inputs.
+        grey: mean and standard deviation of the data's grey values.
         size: of what is put in; each network sees the middle of it. None is the widest field.
 
     Raises:
@@ -100,14 +100,14 @@ class MultiLevel(nn.Module):
         self,
         levels: Sequence[Level] = LEVELS,
         width: float = 1.0,
-        grey: Grey | None = None,
+        grey: tuple[float, float] = (0.0, 255.0),
         size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if round(width * CHANNELS) < 1:
             raise ValueError(f"width {width:g} leaves none of {CHANNELS} channels")
         self.cuts = [_central(level.field, size or levels[-1].field) for level in levels]
-        self.grey = grey or Grey(0.0, 255.0)
+        self.grey = Grey(*grey)
         self.levels = nn.ModuleList(_network(level, width) for level in levels)
 
     def forward(self, x: Tensor) -> Tensor:

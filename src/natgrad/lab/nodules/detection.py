@@ -43,7 +43,7 @@ LEAST = 1e-4  #: objectness below which nothing is a detection
 
 @dataclass(frozen=True)
 class Detections:
-    """Peaks: ``scores [k]``, ``centres [k, 3]`` in voxels of the scan, ``radii [k]``, ``scan [k]``."""
+    """Peaks: ``scores [k]``, ``centres [k, 3]`` and ``radii [k]`` in voxels of ``scan [k]``."""
 
     scores: NDArray[np.float64]
     centres: NDArray[np.float64]

@@ -43,7 +43,7 @@ class Style:
     size: tuple[int, int, int] = (64, 64, 64)
     nodules: float = 2.0
     vessels: int = 5
-    noise: float = 260.0
+    noise: float = 180.0
     radii: tuple[float, float] = (1.8, 5.0)
     margin: int = 6
 

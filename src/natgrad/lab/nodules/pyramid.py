@@ -32,19 +32,19 @@ class PyramidDetector(nn.Module):
 
     Args:
         channels: at 1/2, 1/4, 1/8 ... of the resolution, three scales at least.
-        grey: turns grey values into inputs.
+        grey: mean and standard deviation of the data's grey values.
 
     Raises:
         ValueError: fewer than three scales.
     """
 
     def __init__(
-        self, channels: Sequence[int] = (32, 64, 64, 64), grey: Grey | None = None
+        self, channels: Sequence[int] = (32, 64, 64, 64), grey: tuple[float, float] = (0.0, 255.0)
     ) -> None:
         super().__init__()
         if len(channels) < 3:
             raise ValueError(f"the pyramid needs three scales or more, got {tuple(channels)}")
-        self.grey = grey or Grey(0.0, 255.0)
+        self.grey = Grey(*grey)
         below = (1, *channels[:-1])
         self.down = nn.ModuleList(
             _convolution(i, o, stride=2) for i, o in zip(below, channels, strict=True)

@@ -19,8 +19,8 @@ __all__ = ["Balls", "nodule", "paint", "vessel_tree"]
 Floats = NDArray[np.float64]
 
 EDGE = 0.45  #: voxels over which a rim is soft
-REACH = 2.5  #: voxels beyond the radius up to which a ball is painted
-STEP = 0.6  #: voxels between balls along a vessel
+REACH = 2.0  #: voxels beyond the radius up to which a ball is painted
+STEP = 0.4  #: radii between balls along a vessel or spicule
 
 
 @dataclass(frozen=True)
@@ -107,16 +107,18 @@ def _paint(
     volume: Tensor, size: Sequence[int], centres: Tensor, radii: Tensor, density: float
 ) -> None:
     """Balls of about the same radius, all at once: each in a box of the same size."""
-    reach = int(np.ceil(float(radii.max()) + REACH))
-    offsets = torch.arange(-reach, reach + 1)
+    reach = float(radii.max()) + REACH
+    offsets = torch.arange(-int(np.ceil(reach)), int(np.ceil(reach)) + 1)
     box = torch.cartesian_prod(offsets, offsets, offsets)
+    box = box[box.square().sum(1) <= (reach + 0.9) ** 2]  # a centre is up to 0.87 off its voxel
     for some, r in zip(torch.split(centres, 512), torch.split(radii, 512), strict=True):
-        voxels = some.round().long()[:, None] + box
-        distance = (voxels - some[:, None]).square().sum(-1).sqrt()
-        filled = density * torch.sigmoid((r[:, None] - distance) / EDGE)
+        voxels = (some.round().long()[:, None] + box).flatten(0, 1)
         inside = ((voxels >= 0) & (voxels < torch.tensor(size))).all(-1)
-        flat = (voxels[..., 0] * size[1] + voxels[..., 1]) * size[2] + voxels[..., 2]
-        volume.scatter_reduce_(0, flat[inside], filled[inside], "amax")
+        voxels, ball = voxels[inside], torch.arange(len(some)).repeat_interleave(len(box))[inside]
+        distance = (voxels - some[ball]).square().sum(-1).sqrt()
+        filled = density * torch.sigmoid((r[ball] - distance) / EDGE)
+        flat = (voxels[:, 0] * size[1] + voxels[:, 1]) * size[2] + voxels[:, 2]
+        volume.scatter_reduce_(0, flat, filled, "amax")
 
 
 def _alike(balls: Balls) -> list[tuple[Tensor, Tensor]]:
@@ -134,10 +136,11 @@ def _winding(
     random: np.random.Generator, place: Floats, direction: Floats, width: float, length: float
 ) -> tuple[Balls, Floats, Floats]:
     """A stretch of vessel, its end, and where it is headed there."""
-    count = max(2, int(length * random.uniform(0.6, 1.2) / STEP))
-    bent = direction + np.cumsum(random.normal(0, 0.035, (count, 3)), 0)
+    step = STEP * width
+    count = max(2, int(length * random.uniform(0.6, 1.2) / step))
+    bent = direction + np.cumsum(random.normal(0, 0.045 * np.sqrt(step), (count, 3)), 0)
     bent /= np.linalg.norm(bent, axis=1, keepdims=True)
-    centres = place + STEP * np.cumsum(bent, 0)
+    centres = place + step * np.cumsum(bent, 0)
     radii = width * np.linspace(1.0, 0.85, count)
     return Balls(centres, radii, 1.0), centres[-1], bent[-1]
 

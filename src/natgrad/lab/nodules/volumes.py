@@ -49,28 +49,39 @@ def _generated(counts: dict[str, int], style: Style, folder: Path | None) -> Spl
     return Splits(pairs[0], pairs[1], pairs[2], "computed")
 
 
-def luna16_volumes(fold: int = 9) -> DataSet:
-    """LUNA16's scans at 1 mm in pieces, one subset for the test, the one before for validation."""
+def luna16_volumes(fold: int = 9, scans: int | None = None) -> DataSet:
+    """LUNA16's scans at 1 mm in pieces, one subset for the test, the one before for validation.
+
+    Args:
+        fold: the subset that is the test set.
+        scans: only so many of each subset; None is all.
+    """
     before = (fold - 1) % FOLDS
     split = (
         f"subset {fold} is the test set, subset {before} for validation (every piece of their "
         f"scans); training on the pieces of the other eight that hold a nodule and {EMPTY_PIECES} "
         "without for one with"
     )
-    return DataSet("LUNA16", split, partial(_luna16, fold, before))
+    if scans is not None:
+        split = f"{split}; of every subset the first {scans} scans"
+    return DataSet("LUNA16", split, partial(_luna16, fold, before, scans))
 
 
-def _luna16(fold: int, before: int, folder: Path | None) -> Splits:
+def _luna16(fold: int, before: int, scans: int | None, folder: Path | None) -> Splits:
     local = data_folder(folder)
     if local is None or not (local / "luna16").is_dir():
         raise DataMissingError(
-            "LUNA16 is read from local files: expected luna16/subset0 ... subset9 with its .mhd and "
-            "annotations.csv in the folder named by --data or NATGRAD_DATA"
+            "LUNA16 is read from local files: expected luna16/subset0 ... subset9 with its .mhd "
+            "and annotations.csv in the folder named by --data or NATGRAD_DATA"
         )
     archive = Archive(local / "luna16")
     rest = [k for k in range(FOLDS) if k not in (fold, before)]
-    trained = [name for k in rest for name in archive.fold(k)]
-    parts = ((trained, True), (archive.fold(before), False), (archive.fold(fold), False))
+    trained = [name for k in rest for name in archive.fold(k)[:scans]]
+    parts = (
+        (trained, True),
+        (archive.fold(before)[:scans], False),
+        (archive.fold(fold)[:scans], False),
+    )
     pairs = [_pair(_of_scans(archive, scans, thinned)) for scans, thinned in parts]
     return Splits(pairs[0], pairs[1], pairs[2], "LUNA16, .mhd files")
 
