@@ -183,10 +183,10 @@ def _decoded(
     path: Path,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
     """Patches ``[n, y, x]``, labels, and the candidates' numbers from the names of the files."""
-    import pyarrow.parquet as pq
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
     from PIL import Image
 
-    table = pq.read_table(path, columns=["img", "label"])  # type: ignore[no-untyped-call]
+    table = pq.read_table(path, columns=["img", "label"])
     rows = table["img"].to_pylist()
     images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("L")) for row in rows]
     numbers = [int(re.findall(r"\d+", Path(row["path"]).stem)[0]) for row in rows]

@@ -93,7 +93,7 @@ def sngd(
 def sgd_bn(task: Task, *, lr: float = 0.03, momentum: float = 0.9) -> torch.optim.Optimizer:
     """SGD with BatchNorm behind every linear layer and convolution but those of the output."""
     _refuse_unfit(task.model)
-    layers = {name: m for name, m in task.model.named_modules() if isinstance(m, tuple(NORMS))}
+    layers = {name: m for name, m in task.model.named_modules() if type(m) in NORMS}
     # softmax stands for the output here: no other layer is followed by it
     behind = following(task.model, layers, likelihood=Categorical())
     for name, layer in layers.items():
