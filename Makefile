@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports constraints clean
+.PHONY: help demo test smoke check lint types imports constraints clean
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -19,6 +19,10 @@ demo: $(VENV)/.lab
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# make smoke: every recipe in its smoke profile, on made-up data unless NATGRAD_DATA is set.
+smoke: $(VENV)/.dev
+	$(BIN)/python -m pytest -m smoke tests/lab/test_smoke.py
 
 # make check: format, lint, types and import directions.
 check: lint types imports

@@ -128,7 +128,9 @@ def write_conditioning(folder: Path | str) -> list[Path]:
     return save_figure(conditioning_figure(rows), Path(folder) / "conditioning")
 
 
-def conditioning_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def conditioning_figure(
+    rows: Sequence[Mapping[str, Any]], label: str = "condition of the Fisher block"
+) -> Figure:
     """Condition number against updates, a panel for each layer and a line for each optimizer.
 
     Lines are geometric means over seeds, bands reach from the least to the greatest.
@@ -146,7 +148,7 @@ def conditioning_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             ax.set_yscale("log")
             ax.set_title(literal(f"layer {layer}" if layer else "the layer"), fontsize=9)
             ax.set_xlabel("updates")
-        axes[0].set_ylabel("condition of the Fisher block")
+        axes[0].set_ylabel(label)
         handles = [
             Line2D([], [], color=style.colour, marker=style.marker) for style in look.values()
         ]

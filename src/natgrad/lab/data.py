@@ -21,6 +21,7 @@ __all__ = [
     "DIGITS",
     "KJV",
     "MNIST",
+    "MNIST_10X10",
     "MNIST_PIXELS",
     "DataSet",
     "Pair",
@@ -138,6 +139,21 @@ def _mnist(folder: Path | None) -> Splits:
     )
 
 
+def _mnist_small(side: int, folder: Path | None) -> Splits:
+    splits = _mnist(folder)
+    train, validation, test = (
+        Pair(_averaged(pair.inputs, side), pair.targets)
+        for pair in (splits.train, splits.validation, splits.test)
+    )
+    return Splits(train, validation, test, splits.source)
+
+
+def _averaged(pixels: Tensor, side: int) -> Tensor:
+    """Rows of 28x28 pixels as rows of ``side x side``, each the mean of those it overlaps."""
+    images = pixels.view(-1, 1, 28, 28)
+    return torch.nn.functional.adaptive_avg_pool2d(images, side).flatten(1).contiguous()
+
+
 def _mnist_pixels(folder: Path | None) -> Splits:
     splits = _mnist(folder)
     train, validation, test = (
@@ -198,5 +214,7 @@ KJV = DataSet(
 )
 MNIST_SPLIT = "the last 10,000 of the 60,000 training images are the validation set"
 MNIST = DataSet("MNIST", MNIST_SPLIT, _mnist)
+#: MNIST downsampled by averaging, for networks whose Fisher matrix fits in memory
+MNIST_10X10 = DataSet("MNIST, 10x10", MNIST_SPLIT, partial(_mnist_small, 10))
 #: MNIST with the images themselves as targets
 MNIST_PIXELS = DataSet("MNIST", MNIST_SPLIT, _mnist_pixels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Cell", "Claim", "Final", "Number", "Reached", "Reading", "StepTime", "record"]
+__all__ = ["Bound", "Cell", "Claim", "Final", "Number", "Reached", "Reading", "StepTime", "record"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,14 @@ class Cell:
     column: str
 
 
-Reading: TypeAlias = Final | StepTime | Reached | Cell
+@dataclass(frozen=True)
+class Bound:
+    """A number that the paper states as a bound: stands on one side of a claim."""
+
+    value: float
+
+
+Reading: TypeAlias = Final | StepTime | Reached | Cell | Bound
 
 
 @dataclass(frozen=True)

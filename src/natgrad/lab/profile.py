@@ -62,15 +62,24 @@ def described(full: Recipe, changes: Mapping[str, Any]) -> str:
     """What changes make of a recipe, in words.
 
     Returns:
-        ``"epochs: 5 instead of 70; seeds: 1 instead of 3"``.
+        ``"epochs: 5 instead of 70; seeds: 1 instead of 3"``; fields that have no short words (the
+        study, settings) are left out.
     """
     parts = []
     for key, value in changes.items():
-        now, before = _written(key, value), _written(key, getattr(full, key))
-        if key not in SILENT and now != before:
+        before = getattr(full, key)
+        if key not in SILENT and value != before:
             label = key.replace("architecture", "network").replace("_", " ")
-            parts.append(f"{label}: {now} instead of {before}")
+            parts.append(f"{label}: {_difference(key, value, before)}")
     return "; ".join(parts)
+
+
+def _difference(key: str, now: Any, before: Any) -> str:
+    if key == "data" and now.name == before.name:
+        return str(now.split).removeprefix(before.split).removeprefix("; of these ")
+    if key == "optimizers" and set(now) < set(before):
+        return f"{', '.join(now)} alone"
+    return f"{_written(key, now)} instead of {_written(key, before)}"
 
 
 def _written(key: str, value: Any) -> str:

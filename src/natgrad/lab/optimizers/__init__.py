@@ -20,7 +20,7 @@ from natgrad.lab.optimizers.automatic import (
     tkfac_auto,
     tkfac_auto_bf16,
 )
-from natgrad.lab.optimizers.first_order import Joint, adam, adamw, lbfgs, muon, sgd
+from natgrad.lab.optimizers.first_order import Joint, adam, adamw, lbfgs, muon, rmsprop, sgd
 from natgrad.lab.optimizers.natural import ekfac, exactngd, kfac, tekfac, tkfac
 from natgrad.lab.optimizers.peers import kfac_pytorch, sgd_nesterov, soap
 from natgrad.lab.optimizers.task import Setting, Settings, Task
@@ -49,7 +49,7 @@ Builder: TypeAlias = Callable[..., torch.optim.Optimizer]
 BUILDERS: dict[str, Builder] = {
     builder.__name__: builder
     for group in (
-        (sgd, sgd_bn, adam, adamw, lbfgs, muon),
+        (sgd, sgd_bn, rmsprop, adam, adamw, lbfgs, muon),
         (kfac, ekfac, tkfac, tekfac, exactngd),
         (kfac_auto, ekfac_auto, tkfac_auto, tekfac_auto, tkfac_auto_bf16),
         (kfac_defaults, ekfac_defaults, tkfac_defaults, tekfac_defaults),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from natgrad.lab.errors import UsageError
 from natgrad.lab.optimizers.task import Task
 
-__all__ = ["Joint", "adam", "adamw", "lbfgs", "muon", "sgd"]
+__all__ = ["Joint", "adam", "adamw", "lbfgs", "muon", "rmsprop", "sgd"]
 
 
 def sgd(task: Task, *, lr: float = 0.03, momentum: float = 0.9) -> torch.optim.Optimizer:
@@ -24,6 +24,14 @@ def adam(
 ) -> torch.optim.Optimizer:
     """Adam (Kingma & Ba 2015)."""
     return torch.optim.Adam(task.model.parameters(), lr=lr, betas=(beta1, beta2))
+
+
+def rmsprop(
+    task: Task, *, lr: float = 1e-3, momentum: float = 0.9, alpha: float = 0.99, eps: float = 1e-8
+) -> torch.optim.Optimizer:
+    """RMSprop (Tieleman & Hinton 2012) with heavy-ball momentum, as PRONG is compared with it."""
+    parameters = task.model.parameters()
+    return torch.optim.RMSprop(parameters, lr=lr, momentum=momentum, alpha=alpha, eps=eps)
 
 
 def adamw(

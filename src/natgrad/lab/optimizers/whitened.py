@@ -55,11 +55,30 @@ class WhitenedSGD(torch.optim.SGD):
 
 def prong(
     task: Task, *, lr: float = 0.01, momentum: float = 0.9, every: int = 100, eps: float = 1e-2,
-    samples: int = 1000, basis: str = "pca",
+    samples: int = 1000, basis: str = "pca", white_start: int = 0,
 ) -> torch.optim.Optimizer:  # fmt: skip
-    """SGD in the coordinates of PRONG (Desjardins et al. 2015)."""
+    """SGD in the coordinates of PRONG (Desjardins et al. 2015).
+
+    ``white_start=1`` takes the initial weights for those of the whitened coordinates, ``V``, in
+    place of ``W`` (figure 3b): the function at the start is another one.
+    """
     rule = PRONG(every=every, eps=eps, samples=samples, basis=basis)  # type: ignore[arg-type]
-    return _whitened(task, rule, lr, momentum)
+    whitener = whiten(task.model, rule, data=task.inputs)
+    if white_start and task.inputs is not None:
+        _start_white(whitener)
+    return WhitenedSGD(whitener, lr, momentum, task.l2)
+
+
+@torch.no_grad()
+def _start_white(whitener: Whitener) -> None:
+    """Layer by layer, in order: what a layer takes in must be known before it is whitened."""
+    layers = whitener.layers.values()
+    drawn = [layer.canonical() for layer in layers]
+    for layer, (weight, bias) in zip(layers, drawn, strict=True):
+        whitener.refit()
+        layer.weight.copy_(weight)
+        if layer.bias is not None and bias is not None:
+            layer.bias.copy_(bias)
 
 
 def prong_diagonal(

@@ -19,8 +19,8 @@ RECIPE = Recipe(
     metric=ACCURACY,
     batch_size=128,
     l2=5e-4,
-    epochs=5,
-    tuning_epochs=1,
+    epochs=40,
+    tuning_epochs=5,
     evaluations_per_epoch=4,
     grids={  # 6 points each
         "sgd": [{"lr": lr} for lr in (0.01, 0.03, 0.05, 0.1, 0.2, 0.5)],
@@ -39,6 +39,7 @@ RECIPE = Recipe(
     optimizers=("sgd", "adam", "adamw", "kfac"),
     train_evaluated=5_000,
     profiles={
+        "cpu": Profile({"epochs": 5, "tuning_epochs": 1}),
         "smoke": Profile(
             {
                 "data": CIFAR10_JPEG.first(256, 64, 64),
@@ -48,7 +49,7 @@ RECIPE = Recipe(
                 "optimizers": ("sgd", "kfac"),
                 "seeds": (0,),
             }
-        )
+        ),
     },
     differs="not the original pixels of CIFAR-10: a JPEG copy; no augmentation",
 )

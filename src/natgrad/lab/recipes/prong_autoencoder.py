@@ -1,24 +1,56 @@
-"""PRONG and SNGD beside SGD and BatchNorm on the deep autoencoder (PRONG paper, Fig. 3)."""
+"""PRONG on the deep autoencoder (PRONG paper, Fig. 3): eps, T and its initialisation, curves."""
 
 from dataclasses import replace
+from functools import partial
 
+from natgrad.lab.data import MNIST_PIXELS
+from natgrad.lab.networks import autoencoder
+from natgrad.lab.optimizers import Settings
+from natgrad.lab.paper import Cell, Claim, Final, Number, Reached, StepTime
+from natgrad.lab.profile import Profile
+from natgrad.lab.recipe import Suite
 from natgrad.lab.recipes.autoencoder import RECIPE as AUTOENCODER
+from natgrad.lab.studies.whitening_time import WhiteningTime
 
 RATES = (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03)
-
-RECIPE = replace(
+DIFFERS = (
+    "tanh and Glorot-normal weights (the paper's supplement with its widths and rates is not at "
+    "hand), 50,000 training images, batch 128 for all (the paper: 256 for BatchNorm), L2 1e-5, "
+    "constant learning rate, momentum 0.9; the paper's number of epochs is not known"
+)
+SMALL = {
+    "data": MNIST_PIXELS.first(512, 128, 128),
+    "network": partial(autoencoder, (784, 40, 20)),
+    "architecture": "784-40-20 and its mirror image, tanh, linear code layer",
+    "batch_size": 32,
+    "epochs": 1,
+    "tuning_epochs": 0.2,
+    "evaluations_per_epoch": 2,
+    "seeds": (0,),
+}
+BASE = replace(
     AUTOENCODER,
-    name="prong-autoencoder",
-    title="PRONG and SNGD beside SGD and BatchNorm, deep autoencoder on MNIST",
     source="Desjardins et al. 2015 (PRONG), Fig. 3",
     batch_size=128,
+    evaluations=0,
     evaluations_per_epoch=4,
-    epochs=3,
-    tuning_epochs=0.3,
+    epochs=50,
+    tuning_epochs=5,
     train_evaluated=2_000,
+    differs=DIFFERS,
+    paper=(),
+)
+THREE_EPOCHS = {"epochs": 3, "tuning_epochs": 0.3}
+
+CURVES = replace(
+    BASE,
+    name="curves",
+    title="PRONG and SNGD beside SGD, RMSprop and BatchNorm, deep autoencoder on MNIST",
+    source="Desjardins et al. 2015 (PRONG), Fig. 3cd and section 4.2",
     grids={  # 9 points each
         "sgd": [{"lr": lr} for lr in RATES],
         "sgd_bn": [{"lr": lr} for lr in RATES],
+        "rmsprop": [{"lr": lr} for lr in (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 2e-4, 3e-4, 1e-3, 3e-3)],
         "prong": [  # the largest learning rate that trains grows with eps
             {"lr": round(ratio * eps, 7), "eps": eps, "every": 1000}
             for eps in (0.03, 0.1, 1.0)
@@ -29,13 +61,129 @@ RECIPE = replace(
     settings={
         "sgd": {"lr": 1e-3},
         "sgd_bn": {"lr": 3e-3},
+        "rmsprop": {"lr": 1e-4},
         "prong": {"lr": 1e-4, "eps": 0.1, "every": 1000},
         "sngd": {"lr": 0.01, "eps": 1.0},
     },
-    optimizers=("sgd", "sgd_bn", "prong", "sngd"),
-    differs=(
-        "tanh and Glorot-normal weights (the paper's supplement with its widths and rates is not "
-        "at hand), 50,000 training images, batch 128 for all (the paper: 256 for BatchNorm), "
-        "L2 1e-5, constant learning rate"
+    optimizers=("sgd", "rmsprop", "sgd_bn", "prong", "sngd"),
+    study=WhiteningTime(),
+    paper=(
+        Number(
+            "PRONG, time of an epoch over SGD's", 3.2, "section 4.2", "MNIST",
+            StepTime("prong"), unit="x",
+            explanation="the share of whitening depends on T and the machine: see the study",
+        ),
+        Number(
+            "BatchNorm, time of an epoch over SGD's", 2.3, "section 4.2", "MNIST",
+            StepTime("sgd_bn"), unit="x",
+            explanation="today's fused BatchNorm costs little beside the matrix products",
+        ),
+        Number(
+            "RMSprop, time of an epoch over SGD's", 9.0, "section 4.2", "MNIST",
+            StepTime("rmsprop"), unit="x",
+            explanation="an update here is a few passes over the weights, batched over parameters",
+        ),
+        Number(
+            "whitening, share of PRONG's time", 34.0, "section 4.2", "MNIST",
+            Cell("shares", "whitening", "share [%]"), unit="%", comparable=False,
+            reason="a share of time belongs to the machine, the widths and T, which are not given",
+        ),
+        Number(
+            "statistics, share of PRONG's time", 4.0, "section 4.2", "MNIST",
+            Cell("shares", "statistics", "share [%]"), unit="%", comparable=False,
+            reason="a share of time belongs to the machine, the widths and T, which are not given",
+        ),
+        Claim(
+            "PRONG needs fewer updates than SGD to SGD's loss", "Fig. 3c", "MNIST",
+            Reached("prong"), Reached("sgd"), "lower",
+        ),
+        Claim(
+            "PRONG ends at a lower training loss than SGD", "Fig. 3c", "MNIST",
+            Final("prong", "train_loss"), Final("sgd", "train_loss"), "lower",
+        ),
+        Claim(
+            "PRONG ends at a lower training loss than BatchNorm", "Fig. 3c", "MNIST",
+            Final("prong", "train_loss"), Final("sgd_bn", "train_loss"), "lower",
+        ),
     ),
+    profiles={
+        "smoke": Profile({**SMALL, "study": WhiteningTime(steps=2, repeats=1)}),
+        "cpu": Profile(THREE_EPOCHS),
+    },
+)  # fmt: skip
+
+
+def _eps(value: float) -> str:
+    return f"prong[eps={value:g},every=1000]"
+
+
+EPS = (0.01, 0.03, 0.1, 0.3, 1.0)
+BY_EPS = replace(
+    BASE,
+    name="eps",
+    title="PRONG with several eps, each with its best learning rate",
+    source="Desjardins et al. 2015 (PRONG), Fig. 3a",
+    grids={  # 5 points each
+        _eps(eps): [
+            {"lr": float(f"{ratio * eps:.2g}")} for ratio in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+        ]
+        for eps in EPS
+    },
+    settings={_eps(eps): {"lr": float(f"{1e-3 * eps:.2g}")} for eps in EPS},
+    optimizers=tuple(map(_eps, EPS)),
+    paper=(
+        Claim(
+            "a small eps with a small learning rate is faster", "Fig. 3a", "MNIST",
+            Final(_eps(0.03), "train_loss"), Final(_eps(1.0), "train_loss"), "lower",
+        ),
+    ),
+    profiles={
+        "smoke": Profile({**SMALL, "optimizers": (_eps(0.03), _eps(1.0))}),
+        "cpu": Profile({**THREE_EPOCHS, "epochs": 2}),
+    },
+)  # fmt: skip
+
+
+def _period(every: int, white: bool = False) -> str:
+    return f"prong[every={every}{',white_start=1' if white else ''}]"
+
+
+PERIODS = (10, 100, 1000, 10_000, 100_000)
+FAN_IN = tuple(map(_period, PERIODS))
+WHITE = tuple(_period(every, white=True) for every in PERIODS)
+SHORT = (_period(100), _period(1000), _period(100_000))
+SHORT_WHITE = (_period(100, True), _period(1000, True), _period(100_000, True))
+GRID: list[Settings] = [
+    {"lr": lr, "eps": eps} for eps, lr in ((0.1, 3e-5), (0.1, 1e-4), (1.0, 1e-3), (1.0, 3e-3))
+]
+PERIOD = replace(
+    BASE,
+    name="period",
+    title="PRONG with several intervals T between refits, from plain and from whitened weights",
+    source="Desjardins et al. 2015 (PRONG), Fig. 3b",
+    grids=dict.fromkeys((*FAN_IN, *WHITE), GRID),  # 4 points each
+    settings=dict.fromkeys((*FAN_IN, *WHITE), GRID[2]),
+    optimizers=(*FAN_IN, *WHITE),
+    paper=(
+        Claim(
+            "whitened initial weights alone help (T = 1e5)", "Fig. 3b", "MNIST",
+            Final(_period(100_000, True), "train_loss"), Final(_period(100_000), "train_loss"),
+            "lower",
+        ),
+        Claim(
+            "T = 1e5 is worse than T = 1e3", "Fig. 3b", "MNIST",
+            Final(_period(1000), "train_loss"), Final(_period(100_000), "train_loss"), "lower",
+        ),
+    ),
+    profiles={
+        "smoke": Profile({**SMALL, "optimizers": (_period(10), _period(100_000, True))}),
+        "cpu": Profile({**THREE_EPOCHS, "optimizers": (*SHORT, *SHORT_WHITE)}),
+    },
+)  # fmt: skip
+
+RECIPE = Suite(
+    name="prong-autoencoder",
+    title="PRONG on the deep autoencoder: eps, the interval T, the initialisation, and curves",
+    source="Desjardins et al. 2015 (PRONG), Fig. 3",
+    variants={"curves": CURVES, "eps": BY_EPS, "period": PERIOD},
 )

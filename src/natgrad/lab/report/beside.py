@@ -14,6 +14,7 @@ from natgrad.lab.report.text import NOTHING, decimals, with_spread
 
 Verdict = Literal["reproduced", "not reproduced", "not comparable", "not measured"]
 FACTOR = 2.0
+ONLY_RUNS = "the smoke profile only shows that everything runs"
 RULES = (
     "A number is reproduced if ours is within two combined standard deviations of it, ours over "
     "seeds and the paper's as printed (where it prints none, ours stands for both).",
@@ -98,9 +99,11 @@ def claimed(
         profile: Of the results, as the manifest has it.
     """
     wants = str(entry.get("wants"))
-    row = _unmeasured(entry, f"{wants} first", data)
+    row = _unmeasured(entry, f"claim: {wants}", data)
     if better is None or worse is None:
         return row
+    if math.isnan(better.mean) or math.isnan(worse.mean):
+        return _with_divergence(row, better, worse, profile)
     ahead = (better.mean - worse.mean) * (1 if wants == "higher" else -1)
     places = decimals([better.mean, worse.mean])
     error = _standard_error(better, worse)
@@ -131,11 +134,22 @@ def _unmeasured(entry: Mapping[str, Any], paper: str, data: str) -> Beside:
     )
 
 
+def _with_divergence(row: Beside, better: Ours, worse: Ours, profile: Mapping[str, Any]) -> Beside:
+    """A claim of which one side has no figure, since none of its runs came to an end."""
+    texts = ("diverged" if math.isnan(o.mean) else f"{o.mean:.4g}" for o in (better, worse))
+    row = replace(row, ours=" against ".join(texts), seeds=str(max(better.n, worse.n)))
+    if profile.get("name") == "smoke":
+        return replace(row, verdict="not comparable", why=ONLY_RUNS)
+    if math.isnan(better.mean):
+        return replace(row, verdict="not reproduced", why="ours diverged from every seed")
+    return replace(row, verdict="reproduced", why="the other one diverged from every seed")
+
+
 def _judged(
     ahead: float, error: float | None, profile: Mapping[str, Any], explanation: str
 ) -> tuple[Verdict, str]:
     if profile.get("name") == "smoke":
-        return "not comparable", "the smoke profile only shows that everything runs"
+        return "not comparable", ONLY_RUNS
     if error is None:
         return "not comparable", "a single seed has no spread"
     size = f"{profile.get('name')} profile" if profile.get("differs") else ""
@@ -159,6 +173,9 @@ def _number(entry: Mapping[str, Any], results: Results, summary: Summary) -> Bes
     row = _unmeasured(entry, f"{printed} {unit}".strip(), data)
     if ours is None:
         return row
+    if math.isnan(ours.mean):
+        why = "ours diverged from every seed"
+        return replace(row, ours="diverged", verdict="not reproduced", why=why)
     places = max(2, len(f"{value:g}".partition(".")[2]))
     verdict, why = _compared(entry, ours, data, results.part("profile"))
     return replace(

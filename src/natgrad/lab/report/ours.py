@@ -16,7 +16,10 @@ __all__ = ["Ours", "ours_of"]
 
 @dataclass(frozen=True)
 class Ours:
-    """Mean and sample standard deviation of n seeds; no deviation for a single one."""
+    """Mean and sample standard deviation of n seeds; no deviation for a single one.
+
+    Where the optimizer diverged from every seed, or at every point of its grid, the mean is NaN.
+    """
 
     mean: float
     sd: float | None
@@ -33,9 +36,13 @@ def ours_of(reading: Mapping[str, Any], results: Results, summary: Summary) -> O
         summary: Of these, for the target.
     """
     kind = reading["kind"]
+    if kind == "bound":
+        return Ours(float(reading["value"]), 0.0, max(1, len(results.seeds)))
     if kind == "cell":
         return _cell(reading, results)
     runs = [run for run in results.runs.get(reading["optimizer"], ()) if run.finished]
+    if not runs and _diverged(reading["optimizer"], results):
+        return Ours(math.nan, None, len(results.runs.get(reading["optimizer"], ())))
     if kind == "final":
         values = [run.final(reading["quantity"]) for run in runs]
         return _over([100 - value for value in values] if reading["complement"] else values)
@@ -48,6 +55,13 @@ def ours_of(reading: Mapping[str, Any], results: Results, summary: Summary) -> O
         complete = len(runs) == len(results.runs.get(reading["optimizer"], ()))
         return _over(places) if complete and all(map(math.isfinite, places)) else None
     return None
+
+
+def _diverged(optimizer: str, results: Results) -> bool:
+    runs = results.runs.get(optimizer, ())
+    losses = results.part("tuning_losses").get(optimizer) or []
+    nowhere = bool(losses) and all(loss is None for loss in losses)
+    return nowhere or (bool(runs) and all(run.status == "diverged" for run in runs))
 
 
 def _ratios(runs: Sequence[Run], others: Sequence[Run]) -> list[float]:

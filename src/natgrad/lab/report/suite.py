@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 from natgrad.lab.report import single
 from natgrad.lab.report.beside import Beside, claimed
 from natgrad.lab.report.ours import Ours, ours_of
-from natgrad.lab.report.read import ResultsError
+from natgrad.lab.report.read import Results, ResultsError
 from natgrad.lab.report.studies import terminal
+from natgrad.lab.report.summary import Summary
 from natgrad.lab.report.text import display_name, with_spread
 from natgrad.lab.tables import Table
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+PARTS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -88,33 +91,59 @@ def show(written: WrittenSuite, console: Console, paper: bool) -> None:
 
 
 def endings(variants: Mapping[str, single.Written]) -> Table:
-    """Return the final metric of every optimizer in every variant, train and test side by side."""
-    names = dict.fromkeys(
-        entry.optimizer for each in variants.values() for entry in each.summary.entries
-    )
-    columns, found = ["optimizer"], [[display_name(name)] for name in names]
-    for variant, each in variants.items():
-        metric = each.summary.metric
-        places = 2 if metric.unit == "%" else 4
-        unit = f" [{metric.unit}]" if metric.unit else ""
-        for part in ("train", "test"):
-            columns.append(f"{variant}: {part} {metric.name}{unit}")
-            for row, name in zip(found, names, strict=True):
-                row.append(_ending(each, name, f"{part}_metric", places))
+    """Return the final metric of every optimizer in every variant, train and test side by side.
+
+    Variants stand side by side where they have the same optimizers, else below each other.
+    """
     note = "The last evaluation, mean ± sample standard deviation over seeds."
-    return Table("Where training ended", columns, found, note)
+    names = [[entry.optimizer for entry in each.summary.entries] for each in variants.values()]
+    if all(name == names[0] for name in names):
+        columns, rows = _abreast(variants, names[0])
+    else:
+        columns, rows = _stacked(variants)
+    return Table("Where training ended", columns, rows, note)
 
 
-def _ending(written: single.Written, optimizer: str, quantity: str, places: int) -> str:
+def _abreast(
+    variants: Mapping[str, single.Written], optimizers: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    columns, rows = ["optimizer"], [[display_name(name)] for name in optimizers]
+    for variant, each in variants.items():
+        columns += [f"{variant}: {part} {_metric(each)}" for part in PARTS]
+        for row, name in zip(rows, optimizers, strict=True):
+            row += [_ending(each, name, part) for part in PARTS]
+    return columns, rows
+
+
+def _stacked(variants: Mapping[str, single.Written]) -> tuple[list[str], list[list[str]]]:
+    metrics = list(dict.fromkeys(_metric(each) for each in variants.values()))
+    heading = metrics[0] if len(metrics) == 1 else "metric"
+    rows = [
+        [variant, display_name(entry.optimizer)]
+        + [_ending(each, entry.optimizer, part) for part in PARTS]
+        for variant, each in variants.items()
+        for entry in each.summary.entries
+    ]
+    return ["variant", "optimizer", *(f"{part} {heading}" for part in PARTS)], rows
+
+
+def _metric(written: single.Written) -> str:
+    metric = written.summary.metric
+    return f"{metric.name} [{metric.unit}]" if metric.unit else metric.name
+
+
+def _ending(written: single.Written, optimizer: str, part: str) -> str:
     entry = written.summary.entry(optimizer)
-    spread = entry.final.get(quantity) if entry else None  # type: ignore[call-overload]
+    spread = entry.final.get(f"{part}_metric") if entry else None  # type: ignore[call-overload]
+    places = 2 if written.summary.metric.unit == "%" else 4
     if spread is None:
         return "diverged" if entry and entry.diverged else "\N{EN DASH}"
     return with_spread(spread.mean, spread.sd, places)
 
 
 def _claim(claim: Mapping[str, Any], variants: Mapping[str, single.Written]) -> Beside:
-    first = next(iter(variants.values())).results
+    about = variants.get(_variant(claim["better"])) or next(iter(variants.values()))
+    first = about.results
     return claimed(
         claim,
         _ours(claim["better"], variants),
@@ -126,9 +155,24 @@ def _claim(claim: Mapping[str, Any], variants: Mapping[str, single.Written]) -> 
 
 def _ours(reading: Mapping[str, Any], variants: Mapping[str, single.Written]) -> Ours | None:
     """A reading that names the variant before its optimizer or table, with a slash between."""
-    key = "table" if "table" in reading else "optimizer"
-    variant, _, rest = str(reading[key]).partition("/")
-    written = variants.get(variant)
+    key = _key(reading)
+    if key not in reading:  # a bound is of no variant
+        return ours_of(reading, *_any(variants))
+    rest = str(reading[key]).partition("/")[2]
+    written = variants.get(_variant(reading))
     if written is None:
         return None
     return ours_of({**reading, key: rest}, written.results, written.summary)
+
+
+def _key(reading: Mapping[str, Any]) -> str:
+    return "table" if "table" in reading else "optimizer"
+
+
+def _variant(reading: Mapping[str, Any]) -> str:
+    return str(reading.get(_key(reading), "")).partition("/")[0]
+
+
+def _any(variants: Mapping[str, single.Written]) -> tuple[Results, Summary]:
+    written = next(iter(variants.values()))
+    return written.results, written.summary

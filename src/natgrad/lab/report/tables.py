@@ -144,8 +144,8 @@ _PARTS = ("train", "validation", "test")
 
 def _main_columns(summary: Summary) -> list[Column]:
     final, cost = final_columns(summary), cost_columns(summary)
-    wanted = ("reached", "updates", "seconds", "seconds vs SGD", "ms per update")
-    return [final[5], final[1], *[column for column in cost if column.heading in wanted]]
+    wanted = ("reached", "updates", "seconds", "ms per update")
+    return [final[3], final[5], final[1], *[column for column in cost if column.heading in wanted]]
 
 
 def _final(summary: Summary, quantity: str, heading: str, highest: bool = False) -> Column:

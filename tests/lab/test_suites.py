@@ -1,0 +1,160 @@
+"""Several experiments under one name, and a study of an experiment's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from natgrad.lab import carrying, recipes, suites
+from natgrad.lab.errors import UsageError
+from natgrad.lab.folder import Results
+from natgrad.lab.recipe import Suite, addresses, find, load, names, parts
+from natgrad.lab.report import figures, publish
+from natgrad.lab.tables import Table, study_folder
+
+from .test_cli import natgrad_command, refused
+
+SUITE = """
+from dataclasses import dataclass, replace
+from matplotlib.figure import Figure
+from natgrad.lab.paper import Cell, Claim, Final, Number
+from natgrad.lab.recipe import Suite
+from natgrad.lab.recipes.digits_mlp import RECIPE as DIGITS
+from natgrad.lab.tables import Table
+
+@dataclass(frozen=True)
+class Counts:
+    def watch(self, results):
+        return None
+
+    def conclude(self, work):
+        rows = [[name, len(work.results.run(name, 0).rows())] for name in work.optimizers]
+        work.folder.write_table("counts", Table("Points of the curves", ("who", "points"), rows))
+        work.folder.write_figure("empty", Figure(figsize=(1, 1)), "Nothing.")
+
+def number(optimizer):
+    return Number(f"{optimizer}, test accuracy", 99.0, "Table 9", "elsewhere", Final(optimizer))
+
+BRIEF = {"optimizers": ("sgd", "adam"), "seeds": (0, 1), "epochs": 1}
+RECIPE = Suite(
+    name="made-up",
+    title="Two experiments",
+    source="Table 9",
+    variants={
+        "plain": replace(DIGITS, paper=(number("sgd"),), **BRIEF),
+        "studied": replace(DIGITS, l2=0.01, study=Counts(), **BRIEF, paper=(
+            Claim("more points", "text", "elsewhere", Cell("counts", "sgd", "points"),
+                  Cell("counts", "adam", "points")),
+        )),
+    },
+    paper=(Claim("l2 helps", "Table 9", "elsewhere", Final("studied/sgd"), Final("plain/sgd")),),
+)
+"""
+
+
+@pytest.fixture
+def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (carrying, suites):
+        monkeypatch.setattr(module, "print_report", lambda folder: None)
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "made_up.py").write_text(SUITE)
+    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(folder)])
+    yield "made-up"
+    sys.modules.pop(f"{recipes.__name__}.made_up", None)
+
+
+@pytest.fixture(autouse=True)
+def _few_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing every panel of every page takes most of the time."""
+    monkeypatch.setattr(figures, "PANELS", ((figures.Panel("train_loss", "updates"),),))
+    monkeypatch.setattr(figures, "OVERVIEW", figures.PANELS)
+
+
+def variant(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / name / "manifest.json").read_text())
+    return found
+
+
+def test_variants_have_addresses(made_up: str) -> None:
+    assert made_up in names()
+    assert {"made-up/plain", "made-up/studied"} <= set(addresses())
+    found = find(made_up)
+    assert isinstance(found, Suite)
+    assert [recipe.name for recipe in parts(found)] == ["made-up/plain", "made-up/studied"]
+    assert load("made-up/studied").l2 == 0.01
+    with pytest.raises(UsageError, match="name one of them: made-up/plain, made-up/studied"):
+        load(made_up)
+    with pytest.raises(UsageError, match='did you mean "plain"'):
+        load("made-up/plane")
+    with pytest.raises(UsageError, match="digits-mlp has no variants"):
+        load("digits-mlp/plain")
+    assert "made-up/plain" in natgrad_command("list").output
+
+
+def test_all_variants_with_one_command_one_report_on_top(made_up: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = natgrad_command("compare", made_up, "--no-tune", "--out", out)
+    assert result.exit_code == 0, result.output
+    for name in ("plain", "studied"):
+        assert variant(out, name)["status"] == "finished"
+        assert (out / name / "report.html").is_file()
+    page = (out / "report.html").read_text()
+    assert 'href="studied/report.html"' in page
+    assert "plain: test accuracy [%]" in page
+    assert "l2 helps" in page
+    shown = natgrad_command("report", out, "--paper")
+    assert "other data" in shown.output
+    assert "Table 9" in shown.output
+    published = publish(out, tmp_path / "page").read_text()
+    assert "(plain/README.md)" in published
+    assert (tmp_path / "page" / "studied" / "empty.pdf").is_file()
+    assert "Points of the curves" in (tmp_path / "page" / "studied" / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_a_suite_goes_on_where_it_was_left(made_up: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("compare", made_up, "--no-tune", "--optimizers", "sgd", "--seeds", "1")
+    assert natgrad_command(*words, "--out", out).exit_code == 0
+    first = (out / "plain" / "runs" / "sgd" / "seed0" / "run.json").read_text()
+    study = study_folder(out / "studied")
+    (study.path / "counts.json").unlink()
+    place = Results(out / "studied").run("sgd", 0)
+    place.set_status({**place.status(), "status": "interrupted"})
+    assert natgrad_command("compare", made_up, "--out", out, "--resume").exit_code == 0
+    assert (out / "plain" / "runs" / "sgd" / "seed0" / "run.json").read_text() == first
+    assert study.table("counts") is not None
+    assert place.status()["status"] == "finished"
+    said = refused(2, "compare", made_up, "--seeds", "2", "--out", out, "--resume")
+    assert "other options" in said
+    assert "does not hold" in refused(2, "compare", made_up, "--out", out / "plain", "--resume")
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_run_takes_one_variant(made_up: str, tmp_path: Path) -> None:
+    words = ("--optimizer", "sgd", "--epochs", "0.2", "--out", tmp_path / "out")
+    result = natgrad_command("run", "made-up/studied", *words)
+    assert result.exit_code == 0, result.output
+    assert study_folder(tmp_path / "out").table("counts") is not None
+    assert "name one of them" in refused(2, "run", made_up)
+
+
+def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:
+    folder = study_folder(tmp_path)
+    assert folder.tables() == {}
+    table = Table("One", ["who", "what"], [["a", 1.5], ["b", None]], "A note.")
+    folder.write_table("one", table)
+    assert folder.tables() == {"one": table}
+    assert table.cell("a", "what") == 1.5
+    assert table.cell("a", "absent") is None
+    assert table.cell("c", "what") is None
