@@ -43,8 +43,8 @@ class Style:
     size: tuple[int, int, int] = (64, 64, 64)
     nodules: float = 2.0
     vessels: int = 5
-    noise: float = 180.0
-    radii: tuple[float, float] = (1.8, 5.0)
+    noise: float = 120.0
+    radii: tuple[float, float] = (2.0, 5.5)
     margin: int = 6
 
 
@@ -93,7 +93,7 @@ def _one(random: np.random.Generator, centre: NDArray[np.float64], radius: float
 def _vessels(random: np.random.Generator, style: Style) -> tuple[list[Balls], NDArray[np.float64]]:
     trees, forks, bends = [], [], []
     for _ in range(style.vessels):
-        tree, ends = vessel_tree(random, style.size, random.uniform(1.6, 3.6), generations=2)
+        tree, ends = vessel_tree(random, style.size, random.uniform(1.2, 2.8), generations=2)
         trees.append(tree)
         forks.append(ends)
         bends.append(tree.centres[random.integers(len(tree.centres), size=4)])

@@ -119,12 +119,12 @@ GENERATED = replace(
         ),
         "cpu": Profile(
             {
-                "data": generated_volumes(120, 20, 60, Style(size=(48, 48, 48))),
+                "data": generated_volumes(160, 30, 60, Style(size=(48, 48, 48), nodules=2.5, vessels=3)),
                 "network": partial(PyramidDetector, (4, 8, 12, 16), grey=PAINTED),
                 "architecture": "the same with 4, 8, 12 and 16 channels",
-                "epochs": 16,
-                "tuning_epochs": 3,
-                "evaluations": 8,
+                "epochs": 12,
+                "tuning_epochs": 2,
+                "evaluations": 6,
                 "train_evaluated": 40,
                 "seeds": (0, 1),
                 "threads": 1,

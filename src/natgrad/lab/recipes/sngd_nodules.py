@@ -59,10 +59,10 @@ AREA_AHEAD = Claim(
 
 #: 6 points each
 GRIDS: dict[str, list[Settings]] = {
-    "sgd": [{"lr": lr} for lr in (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)],
-    "sngd": [{"lr": lr, "eps": eps} for eps in (0.03, 0.3) for lr in (1e-3, 3e-3, 0.01)],
+    "sgd": [{"lr": lr} for lr in (3e-3, 0.01, 0.03, 0.1, 0.2, 0.3)],
+    "sngd": [{"lr": lr, "eps": eps} for eps in (0.03, 0.3) for lr in (3e-3, 0.01, 0.03)],
 }
-SETTINGS: dict[str, Settings] = {"sgd": {"lr": 0.01}, "sngd": {"lr": 3e-3, "eps": 0.3}}
+SETTINGS: dict[str, Settings] = {"sgd": {"lr": 0.03}, "sngd": {"lr": 0.01, "eps": 0.3}}
 
 #: mean and standard deviation of grey values, 0 to 255, of CT and of generated scans
 GREY, PAINTED = (68.0, 68.0), (42.0, 44.0)
@@ -132,7 +132,7 @@ GENERATED = replace(
         ),
         "cpu": Profile(
             {
-                "data": generated(24, 12, 36),
+                "data": generated(24, 10, 24),
                 "network": partial(MultiLevel, width=1 / 16, grey=PAINTED),
                 "architecture": "the same with 4 channels",
                 "batch_size": 16,
