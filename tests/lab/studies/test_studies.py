@@ -138,7 +138,7 @@ def test_rows_later_than_the_checkpoint_are_dropped(
     run = Run(small, "sgd", {"lr": 0.1}, 0, Budget(epochs=1))
     carry_out(run, digits, results.run("sgd", 0), watch, never)
     before = read_alongside(results, "loss")
-    assert [row["update"] for row in before] == [1, 24]
+    assert [row["update"] for row in before] == [0, 24]
     watch.begin(Training(run, digits))  # at update 0
     assert read_rows(results.run("sgd", 0).path / "loss.jsonl") == []
 

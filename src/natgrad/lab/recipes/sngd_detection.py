@@ -56,14 +56,20 @@ CLAIMS = (
 
 #: 4 points each
 GRIDS: dict[str, list[Settings]] = {
-    "sgd": [{"lr": lr} for lr in (1e-3, 3e-3, 0.01, 0.03)],
+    "sgd": [{"lr": lr} for lr in (3e-4, 1e-3, 3e-3, 0.01)],
     "sgd_bn": [{"lr": lr} for lr in (3e-3, 0.01, 0.03, 0.1)],
     "sngd": [{"lr": lr, "eps": eps} for eps in (0.1, 1.0) for lr in (1e-3, 3e-3)],
 }
 SETTINGS: dict[str, Settings] = {
-    "sgd": {"lr": 0.01},
+    "sgd": {"lr": 3e-3},
     "sgd_bn": {"lr": 0.03},
     "sngd": {"lr": 3e-3, "eps": 1.0},
+}
+#: 2 points each
+SHORT: dict[str, list[Settings]] = {
+    "sgd": [{"lr": lr} for lr in (1e-3, 3e-3)],
+    "sgd_bn": [{"lr": lr} for lr in (0.01, 0.03)],
+    "sngd": [{"lr": lr, "eps": 1.0} for lr in (1e-3, 3e-3)],
 }
 #: mean and standard deviation of grey values, 0 to 255, of CT and of generated scans
 GREY, PAINTED = (68.0, 68.0), (42.0, 44.0)
@@ -119,12 +125,15 @@ GENERATED = replace(
         ),
         "cpu": Profile(
             {
-                "data": generated_volumes(160, 30, 60, Style(size=(48, 48, 48), nodules=2.5, vessels=3)),
+                "data": generated_volumes(
+                    160, 30, 60, Style(size=(48, 48, 48), nodules=2.5, vessels=3)
+                ),
                 "network": partial(PyramidDetector, (4, 8, 12, 16), grey=PAINTED),
                 "architecture": "the same with 4, 8, 12 and 16 channels",
-                "epochs": 12,
+                "epochs": 8,
                 "tuning_epochs": 2,
-                "evaluations": 6,
+                "evaluations": 8,
+                "grids": SHORT,
                 "train_evaluated": 40,
                 "seeds": (0, 1),
                 "threads": 1,

@@ -62,6 +62,11 @@ GRIDS: dict[str, list[Settings]] = {
     "sgd": [{"lr": lr} for lr in (3e-3, 0.01, 0.03, 0.1, 0.2, 0.3)],
     "sngd": [{"lr": lr, "eps": eps} for eps in (0.03, 0.3) for lr in (3e-3, 0.01, 0.03)],
 }
+#: 2 points each
+SHORT: dict[str, list[Settings]] = {
+    "sgd": [{"lr": lr} for lr in (0.03, 0.1)],
+    "sngd": [{"lr": lr, "eps": 0.3} for lr in (0.01, 0.03)],
+}
 SETTINGS: dict[str, Settings] = {"sgd": {"lr": 0.03}, "sngd": {"lr": 0.01, "eps": 0.3}}
 
 #: mean and standard deviation of grey values, 0 to 255, of CT and of generated scans
@@ -136,8 +141,10 @@ GENERATED = replace(
                 "network": partial(MultiLevel, width=1 / 16, grey=PAINTED),
                 "architecture": "the same with 4 channels",
                 "batch_size": 16,
-                "epochs": 4,
+                "epochs": 3,
                 "tuning_epochs": 1,
+                "evaluations": 2,
+                "grids": SHORT,
                 "seeds": (0, 1),
                 "threads": 1,
             }
@@ -173,7 +180,7 @@ PLANAR = replace(
             {
                 "network": partial(MultiLevel, planar(), width=1 / 8, grey=GREY, size=(50, 50)),
                 "architecture": "the same with 8 channels",
-                "epochs": 6,
+                "epochs": 3,
                 "tuning_epochs": 1,
                 "threads": 1,
             }

@@ -144,7 +144,7 @@ _PARTS = ("train", "validation", "test")
 
 def _main_columns(summary: Summary) -> list[Column]:
     final, cost = final_columns(summary), cost_columns(summary)
-    wanted = ("reached", "updates", "seconds", "ms per update")
+    wanted = ("reached", "updates", "seconds")
     return [final[3], final[5], final[1], *[column for column in cost if column.heading in wanted]]
 
 

@@ -149,9 +149,9 @@ class ApproximationError:
                 cosines = [statistics.fmean(row[key] for row in at) for key in keys]
                 cells.append([f"{layer}, {update}", mean, restricted, self.fixed / mean, *cosines])
         note = (
-            f"Over the layer's mean eigenvalue: the damping of (3.5) with the run's nu, and a fixed "
-            f"one of {self.fixed:g}. Then the cosine between TEKFAC's natural gradient and the "
-            "plain one, at dampings of so many mean eigenvalues: 1 is a first-order step."
+            "Over the layer's mean eigenvalue: the damping of (3.5) with the run's nu, and a "
+            f"fixed one of {self.fixed:g}. Then the cosine between TEKFAC's natural gradient and "
+            "the plain one, at dampings of so many mean eigenvalues: 1 is a first-order step."
         )
         columns = (
             "layer, updates", "mean eigenvalue", "(3.5) / mean", f"{self.fixed:g} / mean", *keys
