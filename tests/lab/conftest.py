@@ -60,10 +60,12 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write_images(path: Path, images: np.ndarray, labels: np.ndarray, column: str = "image") -> None:
-    """A parquet file as the Hugging Face hub lays out image sets."""
+def write_images(
+    path: Path, images: np.ndarray, labels: np.ndarray, column: str = "image", step: int = 1
+) -> None:
+    """A parquet file as the Hugging Face hub lays out image sets; names count in steps."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = [{"bytes": png(x), "path": f"{k}.png"} for k, x in enumerate(images)]
+    encoded = [{"bytes": png(x), "path": f"{step * k}.png"} for k, x in enumerate(images)]
     pq.write_table(pa.table({column: encoded, "label": labels.astype(np.int64)}), path)
 
 

@@ -42,6 +42,9 @@ def test_smoke(name: str, data: Path, tmp_path: Path) -> None:
     found = find(name)
     for recipe in parts(found):
         folder = out / recipe.name.partition("/")[2] if isinstance(found, Suite) else out
+        if f"{recipe.name} is left out" in result.output:  # its data is not among the real ones
+            assert REAL
+            continue
         about = json.loads((folder / "manifest.json").read_text())
         assert about["status"] == "finished"
         assert about["profile"]["name"] == "smoke"

@@ -170,3 +170,29 @@ def test_layers_and_blocks_of_ones_own_are_seen_through():
     block = nn.Sequential(Nested(3, 3), nn.Sequential(nn.Dropout(), nn.SiLU()))
     net = nn.Sequential(block, nn.LayerNorm(3), nn.Linear(3, 2))
     assert names(net) == {"0.0": "silu", "2": "identity"}
+
+
+class Joining(nn.Module):
+    """Two layers whose outputs are joined, by a function of torch or in a list."""
+
+    def __init__(self, join) -> None:
+        super().__init__()
+        self.join, self.a, self.b, self.end = (
+            join,
+            nn.Linear(3, 2),
+            nn.Linear(3, 2),
+            nn.Linear(4, 2),
+        )
+
+    def forward(self, x):
+        return self.end(torch.tanh(self.join([self.a(x), self.b(x)], 1).flatten(1)))
+
+
+@pytest.mark.parametrize("join", [torch.cat, torch.concat, torch.concatenate, torch.stack])
+def test_layers_whose_outputs_are_joined_share_an_activation(join):
+    assert names(Joining(join)) == {"a": "tanh", "b": "tanh", "end": "identity"}
+    whitened = Joining(join)
+    x, before = torch.randn(5, 3), Joining(join)
+    before.load_state_dict(whitened.state_dict())
+    whiten(whitened, SNGD())
+    assert torch.allclose(whitened.eval()(x), before(x), atol=1e-6)

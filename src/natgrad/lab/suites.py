@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import typer
+
 from natgrad.lab import provenance
 from natgrad.lab.carrying import (
     Manner,
@@ -15,7 +17,7 @@ from natgrad.lab.carrying import (
     tell_how_to_resume,
 )
 from natgrad.lab.comparison import Plan
-from natgrad.lab.errors import UsageError
+from natgrad.lab.errors import DataMissingError, UsageError
 from natgrad.lab.folder import SCHEMA, Results, open_results
 from natgrad.lab.manifest import options, plan_of
 from natgrad.lab.paper import record
@@ -26,9 +28,10 @@ __all__ = ["carry_through_suite"]
 
 
 def carry_through_suite(suite: Suite, plans: Sequence[Plan], manner: Manner) -> None:
-    """One experiment after the other, then the report.
+    """One experiment after the other, then the report; those whose data is not there are left out.
 
     Raises:
+        DataMissingError: the data of none of them is there.
         UsageError: to go on without a folder, or with other plans than those of the start.
         typer.Exit: the work was interrupted.
     """
@@ -43,9 +46,16 @@ def carry_through_suite(suite: Suite, plans: Sequence[Plan], manner: Manner) -> 
         top.update_manifest(**_written(suite, plans))
     status: Status = "interrupted"
     try:
+        missing: list[DataMissingError] = []
         for plan in plans:
-            if _one(plan, folder, manner) == "interrupted":
-                tell_how_to_resume(folder, suite.name, manner)
+            try:
+                if _one(plan, folder, manner) == "interrupted":
+                    tell_how_to_resume(folder, suite.name, manner)
+            except DataMissingError as error:
+                typer.echo(f"{plan.recipe.name} is left out: {error}", err=True)
+                missing.append(error)
+        if len(missing) == len(plans):
+            raise missing[-1]
         status = "finished"
     finally:
         top.update_manifest(status=status, finished=provenance.now())

@@ -114,7 +114,8 @@ NORMS = (
 )  # fmt: skip
 THROUGH = frozenset({
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "contiguous", "squeeze",
-    "unsqueeze", "movedim", "clone", "to", "float", "double", "mean",
+    "unsqueeze", "movedim", "clone", "to", "float", "double", "mean", "cat", "concat",
+    "concatenate", "stack",
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout",
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
@@ -126,7 +127,7 @@ THROUGH = frozenset({
 def lets_through(step: nn.Module | str) -> bool:
     """Whether an activation behind this module, function or method is that of the layer before.
 
-    Reshaping, dropout, pooling and norms; ``f'`` is then taken at the layer's own output.
+    Reshaping, joining, dropout, pooling and norms; ``f'`` is then taken at the layer's own output.
     """
     if isinstance(step, str):
         return step.rstrip("_") in THROUGH

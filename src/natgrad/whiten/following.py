@@ -35,8 +35,9 @@ def following(
 ) -> dict[str, Activation]:
     """The activation behind each layer: given, or the first one found by ``torch.fx``.
 
-    From the layer's call on, reshaping, dropout, pooling and norms are passed through. A layer that
-    leads to another layer, or to the model's output, has the identity; at the output a likelihood
+    From the layer's call on, reshaping, joining (``torch.cat``, ``torch.stack``), dropout, pooling
+    and norms are passed through. A layer that leads to another layer, or to the model's output, has
+    the identity; at the output a likelihood
     says otherwise (:class:`Categorical` softmax, :class:`Bernoulli` sigmoid).
 
     Args:

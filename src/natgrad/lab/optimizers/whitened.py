@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,9 +11,21 @@ from torch import Tensor, nn
 from natgrad.lab.augmentation import randomness
 from natgrad.lab.errors import UsageError
 from natgrad.lab.optimizers.task import Task
+from natgrad.layers.activations import NORMS as NORMS_THERE
+from natgrad.layers.activations import SOFTMAX
+from natgrad.likelihood import Categorical
 from natgrad.whiten import PRONG, SNGD, PRONGPlus, Rule, Whitener, whiten
+from natgrad.whiten.following import following
 
 __all__ = ["prong", "prong_diagonal", "prongplus", "sgd_bn", "sngd"]
+
+#: BatchNorm for what a layer puts out, and which attribute of the layer says how wide that is
+NORMS: Mapping[type[nn.Module], tuple[Callable[[int], nn.Module], str]] = {
+    nn.Linear: (nn.BatchNorm1d, "out_features"),
+    nn.Conv1d: (nn.BatchNorm1d, "out_channels"),
+    nn.Conv2d: (nn.BatchNorm2d, "out_channels"),
+    nn.Conv3d: (nn.BatchNorm3d, "out_channels"),
+}
 
 
 class WhitenedSGD(torch.optim.SGD):
@@ -101,23 +114,28 @@ def sngd(
 
 
 def sgd_bn(task: Task, *, lr: float = 0.03, momentum: float = 0.9) -> torch.optim.Optimizer:
-    """SGD with BatchNorm between every hidden dense or convolutional layer and its activation."""
-    if not isinstance(task.model, nn.Sequential):
-        raise UsageError("sgd_bn needs a network that is a sequence, with the output layer last")
-    layers = [m for m in task.model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    hidden = set(layers[:-1])
-    for parent in list(task.model.modules()):
-        for name, layer in list(parent.named_children()):
-            if layer in hidden:
-                setattr(parent, name, nn.Sequential(layer, _norm(layer)))
+    """SGD with BatchNorm behind every linear layer and convolution but those of the output."""
+    _refuse_unfit(task.model)
+    layers = {name: m for name, m in task.model.named_modules() if type(m) in NORMS}
+    # softmax stands for the output here: no other layer is followed by it
+    behind = following(task.model, layers, likelihood=Categorical())
+    for name, layer in layers.items():
+        if behind[name] is not SOFTMAX:
+            Norm, width = NORMS[type(layer)]
+            parent, _, child = name.rpartition(".")
+            normed = nn.Sequential(layer, Norm(getattr(layer, width)))
+            task.model.get_submodule(parent)._modules[child] = normed
     return torch.optim.SGD(task.model.parameters(), lr=lr, momentum=momentum)
 
 
-def _norm(layer: nn.Module) -> nn.Module:
-    if isinstance(layer, nn.Conv2d):
-        return nn.BatchNorm2d(layer.out_channels)
-    assert isinstance(layer, nn.Linear)
-    return nn.BatchNorm1d(layer.out_features)
+def _refuse_unfit(model: nn.Module) -> None:
+    """Networks with norms of their own, and those whose features are not in dimension 1."""
+    others = (*NORMS_THERE, nn.Embedding, nn.MultiheadAttention)
+    found = sorted({type(m).__name__ for m in model.modules() if isinstance(m, others)})
+    if found:
+        raise UsageError(
+            f"sgd_bn puts BatchNorm into networks without; this has {', '.join(found)}"
+        )
 
 
 def _statistics(task: Task, samples: int, crops: int) -> Tensor | list[Tensor] | None:

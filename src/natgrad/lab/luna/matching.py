@@ -1,0 +1,152 @@
+"""Which marks hit which nodule: a mark hits a finding when it lies within its radius.
+
+As in LUNA16's evaluation script: distances are strictly below the radius; a mark may hit several
+nodules; marks on excluded findings are ignored unless they hit a nodule too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from natgrad.lab.luna.froc import MISSED, Floats, Ints, Marks
+
+__all__ = ["Findings", "match", "reduce_candidates"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Places in scans.
+
+    Attributes:
+        centres: ``[m, d]``, in any unit (LUNA16: world coordinates in mm).
+        radii: ``[m]``, in the same unit.
+        scan: ``[m]``, index of the scan.
+
+    Raises:
+        ValueError: arrays that don't fit together, or a radius that is not positive.
+    """
+
+    centres: Floats
+    radii: Floats
+    scan: Ints
+
+    def __post_init__(self) -> None:
+        count = len(self.centres)
+        if self.centres.ndim != 2 or self.radii.shape != (count,) or self.scan.shape != (count,):
+            raise ValueError(
+                "findings are centres [m, d], radii [m] and scan [m], got "
+                f"{self.centres.shape}, {self.radii.shape}, {self.scan.shape}"
+            )
+        if not (self.radii > 0).all():
+            raise ValueError("a finding's radius must be positive")
+
+    def __len__(self) -> int:
+        return len(self.centres)
+
+    @classmethod
+    def none(cls, dimensions: int = 3) -> Findings:
+        """No finding at all."""
+        return cls(np.empty((0, dimensions)), np.empty(0), np.empty(0, np.int64))
+
+
+def match(
+    scores: Floats,
+    centres: Floats,
+    scan: Ints,
+    nodules: Findings,
+    scans: int,
+    excluded: Findings | None = None,
+) -> Marks:
+    """The marks of a system, matched to the annotated nodules.
+
+    Args:
+        scores: ``[c]``, the higher the more suspicious.
+        centres: ``[c, d]``, where the marks lie, in the unit of the findings.
+        scan: ``[c]``, index of the scan of each.
+        nodules: what is to be found.
+        scans: number of scans.
+        excluded: findings that count neither way (LUNA16's annotations_excluded.csv).
+
+    Raises:
+        ValueError: arrays that don't fit together, or what :class:`Marks` refuses.
+    """
+    if not (len(scores) == len(centres) == len(scan)):
+        raise ValueError(
+            f"scores, centres and scan must be equally long, got {len(scores)}, {len(centres)}, "
+            f"{len(scan)}"
+        )
+    by_scan = _ByScan(scan, centres)
+    best, used = np.full(len(nodules), MISSED), np.zeros(len(scores), bool)
+    for k in range(len(nodules)):
+        hits = by_scan.hits(nodules, k)
+        used[hits] = True
+        if len(hits):
+            best[k] = scores[hits].max()
+    ignored = Findings.none(centres.shape[1]) if excluded is None else excluded
+    for k in range(len(ignored)):
+        used[by_scan.hits(ignored, k)] = True
+    return _together(best, nodules.scan, scores[~used], scan[~used], scans)
+
+
+def reduce_candidates(
+    scores: Floats, nodule: Ints, scan: Ints, scans: int, missed_in: Ints | None = None
+) -> Marks:
+    """Marks at given candidates, of which it is known what they are (false-positive reduction).
+
+    Args:
+        scores: ``[c]``.
+        nodule: ``[c]``, a number for each nodule that candidates hit, negative for no nodule.
+        scan: ``[c]``, index of the scan of each.
+        scans: number of scans.
+        missed_in: the scan of every annotated nodule that no candidate hits: even a perfect
+            classifier misses it.
+    """
+    if not (scores.shape == nodule.shape == scan.shape):
+        raise ValueError(
+            f"scores, nodule and scan must be equally long vectors, got {scores.shape}, "
+            f"{nodule.shape}, {scan.shape}"
+        )
+    hit = nodule >= 0
+    names, first, which = np.unique(nodule[hit], return_index=True, return_inverse=True)
+    best = np.full(len(names), MISSED)
+    np.maximum.at(best, which, scores[hit])
+    where = scan[hit][first]
+    if not np.array_equal(where[which], scan[hit]):
+        raise ValueError("one nodule has candidates in two scans: number nodules across scans")
+    lost = np.empty(0, np.int64) if missed_in is None else missed_in
+    best = np.concatenate([best, np.full(len(lost), MISSED)])
+    return _together(best, np.concatenate([where, lost]), scores[~hit], scan[~hit], scans)
+
+
+def _together(best: Floats, where: Ints, false: Floats, at: Ints, scans: int) -> Marks:
+    return Marks(
+        np.concatenate([best, false]).astype(np.float64),
+        np.concatenate([np.ones(len(best), bool), np.zeros(len(false), bool)]),
+        np.concatenate([where, at]).astype(np.int64),
+        scans,
+    )
+
+
+@dataclass
+class _ByScan:
+    """Marks sorted by scan, so that a finding is compared with those of its own scan only."""
+
+    scan: Ints
+    centres: Floats
+    order: NDArray[np.intp] = field(init=False)
+    sorted: Ints = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.order = np.argsort(self.scan, kind="stable")
+        self.sorted = self.scan[self.order]
+
+    def hits(self, findings: Findings, k: int) -> NDArray[np.intp]:
+        """The marks within the radius of finding ``k``."""
+        start, stop = np.searchsorted(self.sorted, [findings.scan[k], findings.scan[k] + 1])
+        here = self.order[start:stop]
+        squared = np.square(self.centres[here] - findings.centres[k]).sum(-1)
+        near: NDArray[np.intp] = here[squared < findings.radii[k] ** 2]
+        return near

@@ -1,0 +1,204 @@
+"""Candidates as data sets: cubes or patches, and what must be known of each to score them.
+
+Inputs are grey values 0 to 255, uint8; targets ``[n, 5]``, int64, have these columns:
+
+=======  ========================================================================================
+LABEL    1 for a nodule, 0 for none
+NODULE   which nodule of the split it is, -1 for none, -2 if it counts neither way
+SCAN     index of the scan; -1 where scans are not known
+LOST     annotated nodules of this scan that no candidate hits
+EMPTY    scans of the split without any candidate
+=======  ========================================================================================
+
+They travel with each row, so that a part of a split can be scored as well as the whole.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from natgrad.lab.data import DataSet, Pair, Splits
+from natgrad.lab.errors import DataMissingError
+from natgrad.lab.images import data_folder
+from natgrad.lab.luna.archive import FOLDS, Archive
+from natgrad.lab.nodules.contextual import LEVELS
+from natgrad.lab.nodules.phantom import NAME, Phantom, Style, phantom
+
+__all__ = ["EMPTY", "LABEL", "LOST", "NODULE", "SCAN", "generated", "luna16", "patches"]
+
+LABEL, NODULE, SCAN, LOST, EMPTY = range(5)
+NO_NODULE, IGNORED, UNKNOWN = -1, -2, -1
+
+CUBE = LEVELS[-1].field  #: (z, y, x): what the widest network sees
+SPACING = (1.25, 0.7, 0.7)  #: mm between the voxels of LUNA16's cubes, as its scans have on average
+NEGATIVES = 10.0  #: candidates without a nodule for one with, in training on LUNA16
+
+#: random numbers of the generated splits
+STREAMS = {"train": 1, "validation": 2, "test": 3}
+FOUND = 0.97  #: share of generated nodules that have a candidate, about that of LUNA16's list
+
+
+def generated(train: int, validation: int, test: int, style: Style | None = None) -> DataSet:
+    """Candidates cut from generated scans: so many scans in each split."""
+    size = tuple(n + c for n, c in zip((48, 48, 48), CUBE, strict=True))
+    margin = max(CUBE) // 2
+    shown = style or Style(size=(size[0], size[1], size[2]), nodules=1.5, vessels=6, margin=margin)
+    counts = {"train": train, "validation": validation, "test": test}
+    split = f"generated scans with seeds of their own: {train} / {validation} / {test}"
+    return DataSet(NAME, split, partial(_generated, counts, shown))
+
+
+def _generated(counts: dict[str, int], style: Style, folder: Path | None) -> Splits:
+    pairs = []
+    for name, count in counts.items():
+        scans = (phantom(style, (STREAMS[name], k)) for k in range(count))
+        pairs.append(_cut(list(scans), STREAMS[name]))
+    return Splits(pairs[0], pairs[1], pairs[2], "computed")
+
+
+def _cut(scans: Sequence[Phantom], stream: int) -> Pair:
+    """Cubes round one or two places on most nodules, and round every mimic."""
+    random = np.random.default_rng((stream, 0, 7))
+    cubes: list[NDArray[np.uint8]] = []
+    rows: list[tuple[int, int, int, int]] = []
+    numbered = 0
+    for scan, each in enumerate(scans):
+        hits = [(random.random() < FOUND) * int(random.integers(1, 3)) for _ in each.radii]
+        lost = hits.count(0)
+        for k, times in enumerate(hits):
+            for _ in range(times):
+                off = random.uniform(-0.4, 0.4, 3) * each.radii[k]
+                cubes.append(_surroundings(each.voxels, each.centres[k] + off))
+                rows.append((1, numbered + k, scan, lost))
+        for place in each.mimics:
+            if _holds(each.voxels, place):
+                cubes.append(_surroundings(each.voxels, place))
+                rows.append((0, NO_NODULE, scan, lost))
+        numbered += len(each.radii)
+    table = np.array(rows, np.int64).reshape(-1, 4)
+    return _pair(np.stack(cubes), table, len(scans) - len(np.unique(table[:, SCAN])))
+
+
+def _holds(voxels: NDArray[np.uint8], centre: NDArray[np.float64]) -> bool:
+    start = np.round(centre).astype(int) - np.array(CUBE) // 2
+    return bool((start >= 0).all() and (start + CUBE <= voxels.shape).all())
+
+
+def _surroundings(voxels: NDArray[np.uint8], centre: NDArray[np.float64]) -> NDArray[np.uint8]:
+    inner = np.array(voxels.shape) - CUBE
+    start = np.clip(np.round(centre).astype(int) - np.array(CUBE) // 2, 0, inner)
+    return voxels[tuple(slice(a, a + n) for a, n in zip(start, CUBE, strict=True))]
+
+
+def luna16(fold: int = 9, scans: int | None = None) -> DataSet:
+    """LUNA16's candidates with the given subset for the test and the one before for validation.
+
+    Args:
+        fold: the subset that is the test set.
+        scans: only so many of each subset; None is all.
+    """
+    before = (fold - 1) % FOLDS
+    split = (
+        f"subset {fold} is the test set, subset {before} for validation (all their candidates); "
+        f"training on the other eight with {NEGATIVES:g} candidates without a nodule for one with"
+    )
+    if scans is not None:
+        split = f"{split}; of every subset the first {scans} scans"
+    return DataSet("LUNA16", split, partial(_luna16, fold, before, scans))
+
+
+def _luna16(fold: int, before: int, scans: int | None, folder: Path | None) -> Splits:
+    local = data_folder(folder)
+    if local is None or not (local / "luna16").is_dir():
+        raise DataMissingError(
+            "LUNA16 is read from local files: expected luna16/subset0 ... subset9 with its .mhd "
+            "and annotations.csv and candidates_V2.csv in the folder named by --data or "
+            "NATGRAD_DATA"
+        )
+    archive = Archive(local / "luna16")
+    rest = [k for k in range(FOLDS) if k not in (fold, before)]
+    trained = [name for k in rest for name in archive.fold(k)[:scans]]
+    parts = (
+        (trained, NEGATIVES),
+        (archive.fold(before)[:scans], None),
+        (archive.fold(fold)[:scans], None),
+    )
+    pairs = [_of_archive(archive, scans, negatives) for scans, negatives in parts]
+    return Splits(pairs[0], pairs[1], pairs[2], "LUNA16, .mhd files")
+
+
+def _of_archive(archive: Archive, scans: Sequence[str], negatives: float | None) -> Pair:
+    found = archive.cut(scans, CUBE, SPACING, negatives)
+    lost = np.bincount(found.missed_in, minlength=len(scans))[found.scan]
+    nodule = np.where(found.ignored, IGNORED, found.nodule)
+    rows = np.column_stack([found.nodule >= 0, nodule, found.scan, lost]).astype(np.int64)
+    grey = np.round(255 * found.cubes).astype(np.uint8)
+    return _pair(grey, rows, len(scans) - len(np.unique(found.scan)))
+
+
+PATCHES = "luna16-patches-2d"
+#: candidate numbers: the list goes scan by scan, and those between are left out (data set's notes)
+TRAINED_BELOW, VALIDATED_FROM = 345_500, 348_500
+
+
+def patches() -> DataSet:
+    """Real axial crops round LUNA16's candidates; of which scan each is, is not known."""
+    split = (
+        "by candidate number, as the list goes scan by scan: below 345,500 for training, from "
+        "348,500 to 439,351 for validation, from 442,352 the test set"
+    )
+    return DataSet("LUNA16 candidate patches (2D, JPEG)", split, _patches)
+
+
+def _patches(folder: Path | None) -> Splits:
+    local = data_folder(folder)
+    place = None if local is None else local / PATCHES
+    if place is None or not (place / "train.parquet").is_file():
+        raise DataMissingError(
+            f"the patches are read from local files: expected {PATCHES}/train.parquet and "
+            "test.parquet with columns img {bytes, path} and label in the folder named by --data "
+            "or NATGRAD_DATA"
+        )
+    images, labels, numbers = _decoded(place / "train.parquet")
+    early, late = numbers < TRAINED_BELOW, numbers >= VALIDATED_FROM
+    test, test_labels, _ = _decoded(place / "test.parquet")
+    return Splits(
+        _unscanned(images[early], labels[early]),
+        _unscanned(images[late], labels[late]),
+        _unscanned(test, test_labels),
+        f"{PATCHES} parquet",
+    )
+
+
+def _decoded(
+    path: Path,
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """Patches ``[n, y, x]``, labels, and the candidates' numbers from the names of the files."""
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    from PIL import Image
+
+    table = pq.read_table(path, columns=["img", "label"])
+    rows = table["img"].to_pylist()
+    images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("L")) for row in rows]
+    numbers = [int(re.findall(r"\d+", Path(row["path"]).stem)[0]) for row in rows]
+    return np.stack(images), table["label"].to_numpy(), np.array(numbers, np.int64)
+
+
+def _unscanned(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Pair:
+    nodule = np.where(labels == 1, np.arange(len(labels)), NO_NODULE)
+    unknown = np.full(len(labels), UNKNOWN)
+    return _pair(images, np.column_stack([labels, nodule, unknown, 0 * labels]), 0)
+
+
+def _pair(images: NDArray[np.uint8], rows: NDArray[np.int64], empty: int) -> Pair:
+    targets: Tensor = torch.from_numpy(np.column_stack([rows, np.full(len(rows), empty)]))
+    return Pair(torch.from_numpy(np.ascontiguousarray(images)), targets.long())

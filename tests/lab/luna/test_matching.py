@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from natgrad.lab.luna.froc import Marks, froc
+from natgrad.lab.luna.matching import Findings, match, reduce_candidates
+
+
+def findings(centres: list[list[float]], radii: list[float], scan: list[int]) -> Findings:
+    return Findings(np.array(centres, float), np.array(radii, float), np.array(scan))
+
+
+NODULES = findings([[0, 0, 0], [20, 0, 0], [0, 0, 0]], [5, 5, 5], [0, 0, 1])
+
+
+def marked(scores: list[float], x: list[float], scan: list[int], **more: Findings) -> Marks:
+    centres = np.column_stack([x, np.zeros(len(x)), np.zeros(len(x))])
+    return match(np.array(scores), centres, np.array(scan), NODULES, 2, **more)
+
+
+def test_several_hits_on_one_nodule_count_once_with_the_highest_score() -> None:
+    found = marked([0.3, 0.9, 0.5], [1, 2, -3], [0, 0, 0])
+    assert found.scores.tolist() == [0.9, -np.inf, -np.inf]
+    assert found.nodule.tolist() == [True] * 3
+
+
+def test_the_radius_itself_is_outside() -> None:
+    assert marked([0.9], [4.999], [0]).scores[0] == 0.9
+    found = marked([0.9], [5.0], [0])
+    assert found.scores.tolist() == [-np.inf] * 3 + [0.9]
+    assert found.nodule.tolist() == [True] * 3 + [False]
+
+
+def test_the_same_place_in_another_scan_is_no_hit() -> None:
+    found = marked([0.9, 0.8], [20, 0], [1, 1])
+    assert found.scores.tolist() == [-np.inf, -np.inf, 0.8, 0.9]
+    assert found.scan.tolist() == [0, 0, 1, 1]
+
+
+def test_a_mark_may_hit_two_nodules() -> None:
+    both = findings([[0, 0, 0], [6, 0, 0]], [5, 5], [0, 0])
+    found = match(np.array([0.7]), np.array([[3.0, 0, 0]]), np.array([0]), both, 1)
+    assert found.scores.tolist() == [0.7, 0.7]
+
+
+def test_marks_on_excluded_findings_count_neither_way() -> None:
+    excluded = findings([[40, 0, 0], [20, 0, 0]], [5, 5], [0, 0])
+    found = marked([0.9, 0.8, 0.7], [40, 20, 60], [0, 0, 0], excluded=excluded)
+    # at 40 ignored; at 20 it hits a nodule and the exclusion changes nothing; at 60 it is false
+    assert found.scores.tolist() == [-np.inf, 0.8, -np.inf, 0.7]
+    assert found.nodule.tolist() == [True, True, True, False]
+
+
+def test_nothing_marked() -> None:
+    assert marked([], [], []).scores.tolist() == [-np.inf] * 3
+
+
+def test_candidates_of_known_kind_give_the_same_marks_as_matching() -> None:
+    scores = np.array([0.3, 0.9, 0.5, 0.6])
+    matched = marked(scores.tolist(), [1, 2, 50, 0], [0, 0, 0, 1])
+    reduced = reduce_candidates(
+        scores, np.array([4, 4, -1, 9]), np.array([0, 0, 0, 1]), 2, missed_in=np.array([0])
+    )
+    assert froc(matched).at().tolist() == froc(reduced).at().tolist()
+    assert reduced.nodules == matched.nodules == 3
+
+
+def test_what_does_not_fit_together_is_refused() -> None:
+    with pytest.raises(ValueError, match="equally long"):
+        match(np.zeros(2), np.zeros((1, 3)), np.zeros(2, int), NODULES, 2)
+    with pytest.raises(ValueError, match="positive"):
+        findings([[0, 0, 0]], [0], [0])
+    with pytest.raises(ValueError, match=r"centres \[m, d\]"):
+        Findings(np.zeros((2, 3)), np.ones(1), np.zeros(2, int))
+    with pytest.raises(ValueError, match="two scans"):
+        reduce_candidates(np.ones(2), np.array([1, 1]), np.array([0, 1]), 2)
+    with pytest.raises(ValueError, match="equally long"):
+        reduce_candidates(np.ones(2), np.array([1]), np.array([0, 1]), 2)
