@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,16 +12,17 @@ import typer
 from rich.console import Console
 
 from natgrad.lab import provenance
+from natgrad.lab.checkpoints import Rhythm
 from natgrad.lab.comparison import Plan, compare
-from natgrad.lab.errors import INTERRUPTED, UsageError
+from natgrad.lab.errors import INTERRUPTED, DivergedError, UsageError
 from natgrad.lab.folder import Results, open_results
-from natgrad.lab.manifest import check_unchanged, plan_of, written
+from natgrad.lab.manifest import check_unchanged, describe, plan_of, written
 from natgrad.lab.optimizers import Task, build
 from natgrad.lab.progress import progress_for
 from natgrad.lab.running import Interruption, Together, Watch
 from natgrad.lab.tensorboard import TensorBoard
 
-__all__ = ["carry_through", "print_report"]
+__all__ = ["carry_through", "check_plan", "print_report"]
 
 
 def carry_through(
@@ -31,6 +33,7 @@ def carry_through(
     verb: str,
     as_before: bool,
     tensorboard: Path | None = None,
+    checkpoint_every: int | None = None,
 ) -> None:
     """Do what a plan says, or go on with it, and report.
 
@@ -42,15 +45,17 @@ def carry_through(
         verb: the command, to tell how to go on.
         as_before: take the plan of the folder, because none was spelled out.
         tensorboard: folder of event files, if they are wanted.
+        checkpoint_every: steps between checkpoints, beside those at ends of epochs.
 
     Raises:
         UsageError: ``resume`` without a folder, or with another recipe's.
+        DivergedError: no run came to its end with finite figures.
         typer.Exit: the work was interrupted.
     """
     if resume and out is None:
         raise UsageError("--resume needs --out, the folder to go on with")
     folder = out or Path("runs") / f"{plan.recipe.name}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
-    _check(plan)
+    check_plan(plan)
     if resume:
         results = open_results(folder, resume=True)
         recorded = plan_of(results.manifest())
@@ -61,7 +66,7 @@ def carry_through(
         torch.set_num_threads(plan.recipe.threads)
     splits = plan.recipe.data.load(data)
     if resume:
-        check_unchanged(results.manifest(), plan, splits)
+        check_unchanged(results.manifest(), describe(plan, splits))
         results.update_manifest(status="running", finished=None)
     else:
         results = open_results(folder, resume=False)
@@ -72,21 +77,28 @@ def carry_through(
             watch: Watch = (
                 shown if tensorboard is None else Together(shown, TensorBoard(tensorboard))
             )
-            status = compare(plan, splits, results, watch, stop)
+            status = compare(plan, splits, results, watch, stop, Rhythm(checkpoint_every))
     finally:
         results.update_manifest(status=status, finished=provenance.now())
     if status == "interrupted":
         _tell_how_to_resume(results, verb, plan.recipe.name, data)
         raise typer.Exit(INTERRUPTED)
+    ended = [results.run(o, s).status() for o in plan.optimizers for s in plan.seeds]
+    if not any(run.get("status") == "finished" for run in ended):
+        raise DivergedError(
+            f"no run came to its end with finite figures; what there is lies in {folder}. Take a "
+            "lower learning rate or more damping (--set lr=...)"
+        )
     print_report(folder)
 
 
-def _check(plan: Plan) -> None:
+def check_plan(plan: Plan) -> None:
     """Refuse what the plan's optimizers will not take, before anything is written."""
+    model = plan.compute.take(plan.recipe.network())
     for name in plan.tuned():
         plan.recipe.grid(name)
     for name, settings in plan.settings.items():
-        build(name, Task(plan.recipe.network(), plan.recipe.likelihood), settings)
+        build(name, Task(copy.deepcopy(model), plan.recipe.likelihood), settings)
 
 
 def print_report(folder: Path) -> None:

@@ -1,11 +1,12 @@
-"""The command line: ``natgrad list``, ``run``, ``compare``, ``report``, ``inspect``, ``bench``."""
+"""The command line: ``natgrad list``, ``run``, ``compare``, ``sweep``, ``report`` ..."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,42 +14,38 @@ from rich.table import Table
 
 import natgrad
 from natgrad.lab.bench.command import bench
+from natgrad.lab.cache_command import cache
 from natgrad.lab.carrying import carry_through, print_report
 from natgrad.lab.comparison import Plan
-from natgrad.lab.errors import INTERRUPTED, LabError, UsageError, unknown
+from natgrad.lab.devices import compute_on
+from natgrad.lab.errors import INTERRUPTED, LabError, UsageError, WriteError, exit_codes
 from natgrad.lab.optimizers import BUILDERS, UNTUNED, parse
-from natgrad.lab.recipe import Recipe, load, names
-from natgrad.lab.training import Budget
+from natgrad.lab.options import (
+    Data,
+    Device,
+    Epochs,
+    Events,
+    Every,
+    Out,
+    Precise,
+    RecipeName,
+    Resume,
+    Schedule,
+    Seconds,
+    any_given,
+    budget_of,
+    check_optimizers,
+    named,
+)
+from natgrad.lab.recipe import load, names
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Train networks with the natural gradient, and see how it compares.",
+    epilog=exit_codes(),
 )
-
-RecipeName: TypeAlias = Annotated[str, typer.Argument(help="Name of a recipe (natgrad list).")]
-Epochs: TypeAlias = Annotated[
-    float | None, typer.Option(help="Budget of a run in passes over the data.")
-]
-Seconds: TypeAlias = Annotated[
-    float | None, typer.Option(help="Budget of a run in seconds of training steps.")
-]
-Schedule: TypeAlias = Annotated[
-    str | None,
-    typer.Option(help="Of the learning rate: constant, or linear to zero; default in the recipe."),
-]
-Out: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Folder for the results; by default a new one in runs/.")
-]
-Data: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(help="Folder of local data sets, DIR/mnist/train.parquet; or NATGRAD_DATA."),
-]
-Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
-Events: TypeAlias = Annotated[
-    Path | None, typer.Option("--tensorboard", help="Write live figures for TensorBoard there.")
-]
 
 
 def _version(asked: bool) -> None:
@@ -100,17 +97,21 @@ def run(
     data: Data = None,
     resume: Resume = False,
     tensorboard: Events = None,
+    device: Device = None,
+    precision: Precise = None,
+    checkpoint_every: Every = None,
 ) -> None:
     """Train one optimizer from one seed."""
     with _failures():
         experiment = load(recipe).scheduled(schedule)
         name = optimizer or "kfac"
-        _check_optimizers([name])
+        check_optimizers([name])
         settings = {**experiment.settings.get(name, {}), **parse(name, set_ or [])}
-        budget = _budget(experiment, epochs, seconds)
-        plan = Plan(experiment, (name,), (seed or 0,), budget, {name: settings})
-        given = _any_given(optimizer, seed, epochs, seconds, schedule, set_)
-        carry_through(plan, out, data, resume, "run", not given, tensorboard)
+        budget = budget_of(experiment, epochs, seconds)
+        compute = compute_on(device, precision)
+        plan = Plan(experiment, (name,), (seed or 0,), budget, {name: settings}, compute)
+        given = any_given(optimizer, seed, epochs, seconds, schedule, set_, device, precision)
+        carry_through(plan, out, data, resume, "run", not given, tensorboard, checkpoint_every)
 
 
 @app.command("compare")
@@ -130,6 +131,9 @@ def compare_optimizers(
     data: Data = None,
     resume: Resume = False,
     tensorboard: Events = None,
+    device: Device = None,
+    precision: Precise = None,
+    checkpoint_every: Every = None,
     no_tune: Annotated[
         bool, typer.Option("--no-tune", help="Take the recipe's settings instead of tuning.")
     ] = False,
@@ -137,21 +141,23 @@ def compare_optimizers(
     """Tune every optimizer on the validation set, train all of them, print and plot the outcome."""
     with _failures():
         experiment = load(recipe).scheduled(schedule)
-        chosen = experiment.optimizers if optimizers is None else _named(optimizers)
-        _check_optimizers(chosen)
+        chosen = experiment.optimizers if optimizers is None else named(optimizers)
+        check_optimizers(chosen)
         plan = Plan(
             experiment,
             tuple(chosen),
             experiment.seeds if seeds is None else tuple(range(seeds)),
-            _budget(experiment, epochs, seconds),
+            budget_of(experiment, epochs, seconds),
             {
                 name: experiment.settings.get(name, {})
                 for name in chosen
                 if no_tune or name in UNTUNED
             },
+            compute_on(device, precision),
         )
-        given = _any_given(optimizers, seeds, epochs, seconds, schedule) or no_tune
-        carry_through(plan, out, data, resume, "compare", not given, tensorboard)
+        words = (optimizers, seeds, epochs, seconds, schedule, device, precision)
+        given = any_given(*words) or no_tune
+        carry_through(plan, out, data, resume, "compare", not given, tensorboard, checkpoint_every)
 
 
 @app.command()
@@ -198,7 +204,7 @@ def inspect(
 
     with _failures():
         experiment = load(recipe)
-        _check_optimizers([optimizer])
+        check_optimizers([optimizer])
         settings = experiment.settings.get(optimizer, {})
         looks = sorted({_number(each) for each in epochs.split(",")})
         snapshots = inspect_training(
@@ -219,31 +225,6 @@ def _number(text: str) -> float:
         raise UsageError(f'--epochs takes numbers, comma-separated; got "{text}"') from None
 
 
-def _any_given(*options: object) -> bool:
-    return any(option is not None for option in options)
-
-
-def _named(optimizers: str) -> list[str]:
-    found = [name.strip() for name in optimizers.split(",") if name.strip()]
-    if not found:
-        raise UsageError(f"--optimizers names none; there are: {', '.join(BUILDERS)}")
-    return list(dict.fromkeys(found))
-
-
-def _check_optimizers(chosen: list[str] | tuple[str, ...]) -> None:
-    for name in chosen:
-        if name not in BUILDERS:
-            raise unknown("optimizer", name, list(BUILDERS))
-
-
-def _budget(recipe: Recipe, epochs: float | None, seconds: float | None) -> Budget:
-    if epochs is None and seconds is None:
-        if recipe.seconds is not None:
-            return Budget(seconds=recipe.seconds)
-        return Budget(epochs=recipe.epochs)
-    return Budget(epochs, seconds)
-
-
 @contextmanager
 def _failures() -> Iterator[None]:
     """Turn what the user can do something about into one line and an exit code."""
@@ -252,7 +233,8 @@ def _failures() -> Iterator[None]:
     except LabError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        _fail(str(error), LabError.exit_code)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _fail(str(error), WriteError.exit_code if full else LabError.exit_code)
     except KeyboardInterrupt:
         _fail("stopped", INTERRUPTED)
 
@@ -262,4 +244,5 @@ def _fail(message: str, code: int) -> None:
     raise typer.Exit(code)
 
 
+app.command()(_failures()(cache))
 app.command()(_failures()(bench))
