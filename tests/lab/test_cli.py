@@ -206,6 +206,7 @@ def test_divergence_has_its_own_code(tmp_path: Path) -> None:
     assert manifest(tmp_path / "out")["status"] == "finished"
 
 
+@pytest.mark.usefixtures("_no_report")
 def test_damaged_checkpoints_have_their_own_code(tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("run", "digits-mlp", "--optimizer", "sgd", "--epochs", "1", "--out", out)
@@ -220,6 +221,7 @@ def test_damaged_checkpoints_have_their_own_code(tmp_path: Path) -> None:
     assert "delete them to start this run again" in message
 
 
+@pytest.mark.usefixtures("_no_report")
 def test_a_full_disk_has_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     words = ("run", "digits-mlp", "--optimizer", "sgd", "--epochs", "2", "--out", out)
@@ -234,13 +236,13 @@ def test_a_full_disk_has_its_own_code(tmp_path: Path, monkeypatch: pytest.Monkey
     def fails(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    save = Checkpoints.save
+    save, fsync = Checkpoints.save, os.fsync
     monkeypatch.setattr(Checkpoints, "save", full)
     message = refused(6, *words, "--checkpoint-every", "10")
     assert "No space left on device" in message
-    monkeypatch.undo()
     assert saves == [10, 20, 30]
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(files.os, "fsync", fsync)
     resumed = natgrad_command("run", "digits-mlp", "--out", out, "--resume")
     assert resumed.exit_code == 0, resumed.output
     whole = tmp_path / "whole"

@@ -38,6 +38,7 @@ from natgrad.lab.options import (
     named,
 )
 from natgrad.lab.recipe import load, names
+from natgrad.lab.sweep.command import sweep
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -244,5 +245,6 @@ def _fail(message: str, code: int) -> None:
     raise typer.Exit(code)
 
 
+app.command()(_failures()(sweep))
 app.command()(_failures()(cache))
 app.command()(_failures()(bench))

@@ -17,6 +17,7 @@ from natgrad.lab.errors import UsageError, unknown
 from natgrad.lab.metrics import Metric
 from natgrad.lab.objective import Objective, Supervised
 from natgrad.lab.optimizers import Settings
+from natgrad.lab.space import Space
 from natgrad.likelihood import Likelihood
 
 __all__ = ["Recipe", "load", "names"]
@@ -61,6 +62,7 @@ class Recipe:
         seeds: compared by default.
         paper_numbers: figures of the paper by name.
         differs: what differs from the source.
+        spaces: what a sweep draws the settings of each optimizer from, in place of its grid.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Recipe:
     seeds: tuple[int, ...] = (0, 1, 2)
     paper_numbers: Mapping[str, float] = field(default_factory=dict)
     differs: str = ""
+    spaces: Mapping[str, Space] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = {name: len(grid) for name, grid in self.grids.items()}
