@@ -38,7 +38,8 @@ class Batches:
         begin = time.perf_counter()
         epoch, index = divmod(update, self.per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, data_order(len(self.pair), self.seed, epoch)
+            order = data_order(len(self.pair), self.seed, epoch)
+            self._order = epoch, order.to(self.pair.inputs.device)
         rows = self._order[1][index * self.size : (index + 1) * self.size]
         x = self.compute.gather(self.pair.inputs, rows)
         same = self.pair.targets is self.pair.inputs

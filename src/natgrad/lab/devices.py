@@ -75,9 +75,12 @@ class Compute:
         return inputs if self._has(inputs) else inputs[:STATISTICS].to(self.device)
 
     def gather(self, tensor: Tensor, rows: Tensor) -> Tensor:
-        """Rows of a tensor, on the device; from the CPU through pinned memory, without waiting."""
+        """Rows of a tensor, on the device; from the CPU through pinned memory, without waiting.
+
+        ``rows`` are where the tensor is.
+        """
         if self._has(tensor):
-            return tensor.index_select(0, rows.to(tensor.device))
+            return tensor.index_select(0, rows)
         return tensor.index_select(0, rows).pin_memory().to(self.device, non_blocking=True)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -22,13 +22,14 @@ from natgrad.lab import provenance
 from natgrad.lab.carrying import check_plan, print_report
 from natgrad.lab.checkpoints import Rhythm
 from natgrad.lab.data import Splits
+from natgrad.lab.devices import PLAIN, Compute
 from natgrad.lab.errors import INTERRUPTED, DivergedError, LabError, UsageError
 from natgrad.lab.folder import Results, open_results
 from natgrad.lab.manifest import check_unchanged, written
 from natgrad.lab.progress import progress_for
 from natgrad.lab.running import Interruption, Silent, Together, Watch
 from natgrad.lab.sweep.outcome import note_outcome
-from natgrad.lab.sweep.plan import Sweep, described_sweep, sweep_of
+from natgrad.lab.sweep.plan import HEARTBEAT_S, Sweep, described_sweep, sweep_of
 from natgrad.lab.sweep.report import print_best, write_sweep
 from natgrad.lab.sweep.storage import default_url, open_storage, without_password
 from natgrad.lab.sweep.work import Worker
@@ -48,14 +49,16 @@ class Place:
         heartbeat: seconds between the signs of life of a worker.
         tensorboard: folder of event files, if they are wanted.
         checkpoint_every: steps between checkpoints, beside those at ends of epochs.
+        compute: the device and precision on this machine; a manifest does not say which GPU.
     """
 
     out: Path | None = None
     data: Path | None = None
     storage: str | None = None
-    heartbeat: int = 20
+    heartbeat: int = HEARTBEAT_S
     tensorboard: Path | None = None
     checkpoint_every: int | None = None
+    compute: Compute = PLAIN
 
     def watch(self, *others: Watch) -> Watch:
         """What is told of every step."""
@@ -89,6 +92,7 @@ def carry_sweep(sweep: Sweep, place: Place, *, resume: bool, as_before: bool, wo
             name = recorded.plan.recipe.name
             raise UsageError(f"{folder} holds {name}, not {sweep.plan.recipe.name}")
         sweep = recorded if as_before else sweep
+    place = replace(place, compute=sweep.plan.compute)
     splits = _load(sweep, place)
     results, storage = _open(folder, sweep, splits, place, resume)
     status = "interrupted"
@@ -197,7 +201,8 @@ def _work(folder: Path, place: Place) -> None:
     parent = multiprocessing.parent_process()
     try:
         results = Results(folder)
-        sweep = sweep_of(results.manifest())
+        recorded = sweep_of(results.manifest())
+        sweep = replace(recorded, plan=replace(recorded.plan, compute=place.compute))
         splits = _load(sweep, place)
         storage = open_storage(place.storage or default_url(folder), place.heartbeat)
         with Interruption() as asked:

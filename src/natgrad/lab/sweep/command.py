@@ -28,11 +28,9 @@ from natgrad.lab.options import (
 )
 from natgrad.lab.recipe import Recipe, load
 from natgrad.lab.space import checked, space_from
-from natgrad.lab.sweep.plan import PRUNERS, Search, Sweep, search_of
+from natgrad.lab.sweep.plan import HEARTBEAT_S, PRUNERS, Search, Sweep, search_of
 
 __all__ = ["sweep"]
-
-HEARTBEAT_S = 20
 
 
 def sweep(

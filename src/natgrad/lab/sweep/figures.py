@@ -13,6 +13,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -149,8 +150,11 @@ def _parallel(search: Mapping[str, Any], keys: Sequence[str]) -> Figure:
 
 def _bar(figure: Figure, ax: Axes, drawn: ScalarMappable) -> None:
     bar = figure.colorbar(drawn, ax=ax, label="validation loss")
-    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
-    bar.ax.yaxis.set_minor_formatter(lambda value, _: "")
+    if isinstance(drawn.norm, LogNorm) and not isinstance(drawn, ContourSet):
+        _plain(bar.ax.yaxis)
+    else:
+        bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        bar.ax.yaxis.set_minor_formatter(lambda value, _: "")
 
 
 def _position(search: Mapping[str, Any], key: str, value: float) -> float:

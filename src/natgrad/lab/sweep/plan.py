@@ -14,11 +14,21 @@ from natgrad.lab.optimizers import Settings
 from natgrad.lab.recipe import Recipe
 from natgrad.lab.space import Space, read_space, written_space
 
-__all__ = ["PRUNERS", "Pruner", "Search", "Sweep", "described_sweep", "search_of", "sweep_of"]
+__all__ = [
+    "HEARTBEAT_S",
+    "PRUNERS",
+    "Pruner",
+    "Search",
+    "Sweep",
+    "described_sweep",
+    "search_of",
+    "sweep_of",
+]
 
 Pruner: TypeAlias = Literal["median", "halving", "none"]
 PRUNERS: tuple[Pruner, ...] = ("median", "halving", "none")
 TRIALS = 20
+HEARTBEAT_S = 20  #: between signs of life; a trial silent for three times as long is given away
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from sqlalchemy import Engine, event, exc
 from sqlalchemy.engine import make_url
 
 from natgrad.lab.errors import LabError, UsageError
+from natgrad.lab.sweep.plan import HEARTBEAT_S
 
-__all__ = ["HEARTBEAT_S", "default_url", "open_storage", "without_password"]
+__all__ = ["default_url", "open_storage", "without_password"]
 
-HEARTBEAT_S = 20  #: between signs of life; a trial silent for three times as long is given away
 PATIENCE_S = 60.0  #: for another process to let go of an SQLite file
 TRIES = 5
 #: what data bases say to one of two that make the tables at the same moment
