@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import io
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from _pytest.mark import ParameterSet
 from PIL import Image
 
+from natgrad.lab import recipes
 from natgrad.lab.data import Splits
 from natgrad.lab.optimizers import BUILDERS
 from natgrad.lab.recipe import Recipe, load
@@ -82,3 +85,51 @@ def mnist_folder(tmp_path: Path) -> Path:
     write_images(folder / "mnist" / "train.parquet", *make_images(60, 0))
     write_images(folder / "mnist" / "test.parquet", *make_images(12, 1))
     return folder
+
+
+SUITE = """
+from dataclasses import dataclass, replace
+from matplotlib.figure import Figure
+from natgrad.lab.paper import Cell, Claim, Final, Number
+from natgrad.lab.recipe import Suite
+from natgrad.lab.recipes.digits_mlp import RECIPE as DIGITS
+from natgrad.lab.tables import Table
+
+@dataclass(frozen=True)
+class Counts:
+    def watch(self, results):
+        return None
+
+    def conclude(self, work):
+        rows = [[name, len(work.results.run(name, 0).rows())] for name in work.optimizers]
+        work.folder.write_table("counts", Table("Points of the curves", ("who", "points"), rows))
+        work.folder.write_figure("empty", Figure(figsize=(1, 1)), "Nothing.")
+
+def number(optimizer):
+    return Number(f"{optimizer}, test accuracy", 99.0, "Table 9", "elsewhere", Final(optimizer))
+
+BRIEF = {"optimizers": ("sgd", "adam"), "seeds": (0, 1), "epochs": 1}
+RECIPE = Suite(
+    name="made-up",
+    title="Two experiments",
+    source="Table 9",
+    variants={
+        "plain": replace(DIGITS, paper=(number("sgd"),), **BRIEF),
+        "studied": replace(DIGITS, l2=0.01, study=Counts(), **BRIEF, paper=(
+            Claim("more points", "text", "elsewhere", Cell("counts", "sgd", "points"),
+                  Cell("counts", "adam", "points")),
+        )),
+    },
+    paper=(Claim("l2 helps", "Table 9", "elsewhere", Final("studied/sgd"), Final("plain/sgd")),),
+)
+"""
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "made_up.py").write_text(SUITE)
+    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(folder)])
+    yield "made-up"
+    sys.modules.pop(f"{recipes.__name__}.made_up", None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,19 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import natgrad
-from natgrad.lab import carrying, cli
+from natgrad.lab import carrying, cli, files
+from natgrad.lab.cache import cache_folder
+from natgrad.lab.checkpoints import Checkpoints
+from natgrad.lab.data import MNIST
+from natgrad.lab.errors import (
+    EXIT_CODES,
+    DamagedError,
+    DataMissingError,
+    DivergedError,
+    LabError,
+    UsageError,
+    WriteError,
+)
 
 TINY = ("compare", "digits-mlp", "--optimizers", "sgd,kfac", "--seeds", "2", "--epochs", "1")
 
@@ -131,6 +145,9 @@ def test_resume_takes_the_plan_from_the_folder_and_refuses_another(tmp_path: Pat
         (("run", "digits-mlp", "--epochs", "1", "--seconds", "1"), "either"),
         (("run", "digits-mlp", "--epochs", "-1"), "must be positive"),
         (("run", "digits-mlp", "--resume"), "needs --out"),
+        (("run", "digits-mlp", "--device", "tpu"), "cpu, cuda, cuda:N or auto"),
+        (("run", "digits-mlp", "--precision", "bf61"), 'did you mean "bf16"'),
+        (("run", "poisson-pinn", "--precision", "bf16"), "this one is in float64"),
         (("run", "digits-mlp", "--resume", "--out", "absent"), "nothing to resume"),
     ],
 )
@@ -164,9 +181,100 @@ def test_mnist_from_local_files(mnist_folder: Path, tmp_path: Path) -> None:
 
 def test_a_place_that_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    message = refused(1, "run", "digits-mlp", "--out", tmp_path / "file" / "out")
+    message = refused(6, "run", "digits-mlp", "--out", tmp_path / "file" / "out")
     assert "can't write results" in message
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:
     assert refused(1, "report", tmp_path / "absent").startswith("natgrad: ")
+
+
+def test_the_exit_codes_stand_in_the_help_and_in_the_guide() -> None:
+    shown = " ".join(natgrad_command("--help").output.replace("\u2502", " ").split())
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "running.md").read_text()
+    for code, meaning in EXIT_CODES.items():
+        assert f"{code} {meaning}" in shown
+        assert f"| {code} | {meaning} |" in guide
+    kinds = (LabError, UsageError, DataMissingError, DamagedError, DivergedError, WriteError)
+    assert [kind.exit_code for kind in kinds] == [1, 2, 3, 4, 5, 6]
+
+
+def test_divergence_has_its_own_code(tmp_path: Path) -> None:
+    words = ("--optimizer", "sgd", "--set", "lr=1e12", "--epochs", "1", "--out", tmp_path / "out")
+    message = refused(5, "run", "digits-mlp", *words)
+    assert "no run came to its end with finite figures" in message
+    assert manifest(tmp_path / "out")["status"] == "finished"
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_damaged_checkpoints_have_their_own_code(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("run", "digits-mlp", "--optimizer", "sgd", "--epochs", "1", "--out", out)
+    assert natgrad_command(*words).exit_code == 0
+    place = out / "runs" / "sgd" / "seed0"
+    status = json.loads((place / "run.json").read_text())
+    (place / "run.json").write_text(json.dumps({**status, "status": "running"}))
+    for update in (10, 20):
+        (place / f"checkpoint-00000000{update}-0123456789abcdef.pt").write_bytes(b"cut off")
+    message = refused(4, "run", "digits-mlp", "--out", out, "--resume")
+    assert "neither of checkpoint-0000000020" in message
+    assert "delete them to start this run again" in message
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_a_full_disk_has_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    words = ("run", "digits-mlp", "--optimizer", "sgd", "--epochs", "2", "--out", out)
+    saves: list[int] = []
+
+    def full(self: Checkpoints, state: dict[str, Any]) -> None:
+        saves.append(state["update"])
+        if len(saves) == 3:
+            monkeypatch.setattr(files.os, "fsync", fails)
+        save(self, state)
+
+    def fails(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    save, fsync = Checkpoints.save, os.fsync
+    monkeypatch.setattr(Checkpoints, "save", full)
+    message = refused(6, *words, "--checkpoint-every", "10")
+    assert "No space left on device" in message
+    assert saves == [10, 20, 30]
+    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    resumed = natgrad_command("run", "digits-mlp", "--out", out, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    whole = tmp_path / "whole"
+    assert natgrad_command(*words[:-1], whole).exit_code == 0
+    rows = [(each / "runs/sgd/seed0/rows.jsonl").read_text().splitlines() for each in (out, whole)]
+    assert [timeless(line) for line in rows[0]] == [timeless(line) for line in rows[1]]
+
+
+def timeless(line: str) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(line).items() if key != "seconds"}
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_precision_stands_in_the_manifest_and_can_not_change(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("run", "digits-mlp", "--optimizer", "sgd", "--epochs", "1", "--out", out)
+    assert natgrad_command(*words, "--precision", "bf16").exit_code == 0
+    assert manifest(out)["compute"] == {"device": "cpu", "precision": "bf16"}
+    assert natgrad_command("run", "digits-mlp", "--out", out, "--resume").exit_code == 0
+    said = refused(2, *words, "--precision", "float32", "--resume")
+    assert "compute was {'device': 'cpu', 'precision': 'bf16'}" in said
+
+
+def test_what_the_cache_holds(mnist_folder: Path) -> None:
+    MNIST.load(mnist_folder)
+    listed = natgrad_command("cache", "--verify").output.splitlines()
+    assert len(listed) == 4  # pixels and inputs of both splits
+    assert all(line.startswith("mnist/") and line.endswith("MiB, whole") for line in listed)
+    path = max(cache_folder().rglob("inputs.npy"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    assert "made anew when needed: mnist/" in refused(4, "cache", "--verify")
+    assert len(natgrad_command("cache", "--clear").output.splitlines()) == 3
+    assert natgrad_command("cache").output == ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,11 +17,16 @@ import pytest
 from typer.testing import CliRunner
 
 from natgrad.lab import carrying, cli
+from natgrad.lab.checkpoints import Rhythm
 from natgrad.lab.comparison import Plan, compare
-from natgrad.lab.folder import Results
-from natgrad.lab.recipe import load
-from natgrad.lab.running import Silent
-from natgrad.lab.training import Budget
+from natgrad.lab.data import Splits
+from natgrad.lab.folder import Results, RunFolder
+from natgrad.lab.recipe import Recipe, load
+from natgrad.lab.running import Silent, carry_out, is_over
+from natgrad.lab.training import Budget, Run, Training
+
+from .forking import NEEDS_FORK, forked, kill, wait_until
+from .test_running import assert_alike, never
 
 COMMAND = (
     sys.executable, "-m", "natgrad", "compare", "digits-mlp", "--optimizers", "sgd,kfac",
@@ -83,5 +90,45 @@ def test_interrupted_and_killed_then_resumed(
     recipe = load("digits-mlp")
     settings = {name: recipe.settings[name] for name in ("sgd", "kfac")}
     plan = Plan(recipe, ("sgd", "kfac"), (0,), Budget(epochs=float(epochs)), settings)
-    compare(plan, recipe.data.load(None), whole, Silent(), lambda: False)
+    compare(plan, recipe.data.load(None), whole, Silent(), never)
     assert outcome(out) == outcome(whole.path)
+
+
+@NEEDS_FORK
+@pytest.mark.parametrize("optimizer", ["sgd", "kfac", "prong"])
+def test_killed_at_random_moments_it_ends_alike_and_loses_at_most_an_interval(
+    tiny: Recipe, digits: Splits, tmp_path: Path, optimizer: str
+) -> None:
+    moments, every = random.Random(optimizer), 3
+    recipe = dataclasses.replace(tiny, evaluations_per_epoch=4)
+    settings = {"lr": 0.01} if optimizer == "prong" else recipe.settings[optimizer]
+    run = Run(recipe, optimizer, settings, 0, Budget(epochs=3))
+    place, progress = RunFolder(tmp_path / "broken"), tmp_path / "progress"
+
+    class Notes(Silent):
+        def advance(self, training: Training, loss: float) -> None:
+            with progress.open("a") as file:
+                file.write(f"{training.update}\n")
+
+    reached = 0
+    for _ in range(4):
+        child = forked(lambda: carry_out(run, digits, place, Notes(), never, Rhythm(steps=every)))
+        wait_until(lambda reached=reached: last_step(progress) > reached)
+        time.sleep(moments.uniform(0, 0.05))
+        kill(child)
+        if is_over(place.status()):
+            break
+        state = place.checkpoints.load(print)
+        reached = last_step(progress)
+        assert reached - every <= (state["update"] if state else 0) <= reached
+    if not is_over(place.status()):
+        assert carry_out(run, digits, place, Silent(), never) == "finished"
+    whole = RunFolder(tmp_path / "whole")
+    carry_out(run, digits, whole, Silent(), never)
+    assert_alike(place, whole)
+    assert not list(place.path.glob(".checkpoint*")) + list(place.path.glob("checkpoint*"))
+
+
+def last_step(progress: Path) -> int:
+    lines = progress.read_text().split("\n")[:-1] if progress.exists() else []
+    return int(lines[-1]) if lines else 0

@@ -42,6 +42,11 @@ def test_the_first_examples_are_those_of_the_whole_set(tiny: Recipe, digits: Spl
     assert (few.test.targets == digits.test.targets[:3]).all()
 
 
+def test_the_first_examples_of_a_copy_are_still_of_the_copy(tiny: Recipe, digits: Splits) -> None:
+    copied = dataclasses.replace(tiny.data, load=lambda folder: digits.named("a copy"))
+    assert copied.first(7, 5, 3).load(None).name == "a copy"
+
+
 def test_full_is_the_recipe_and_cpu_falls_back_to_it(tiny: Recipe) -> None:
     for name in ("full", "cpu"):
         recipe = sized(tiny).profiled(name)
@@ -93,6 +98,7 @@ def test_a_plan_can_be_made_again_from_its_options() -> None:
         "schema": 1, "recipe": {"name": "digits-mlp", "schedule": "linear"},
         "profile": {"name": "smoke"}, "optimizers": ["sgd"], "seeds": [3],
         "budget": {"epochs": 2.0, "seconds": None}, "settings": {"sgd": {"lr": 0.1}},
+        "compute": {"device": "cpu", "precision": "bf16"},
     }  # fmt: skip
     plan = plan_of(recorded)
     assert plan.recipe.profile.name == "smoke"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from natgrad.lab.checkpoints import Rhythm
 from natgrad.lab.data import Splits
 from natgrad.lab.folder import RunFolder
 from natgrad.lab.recipe import Recipe
@@ -85,7 +86,9 @@ def test_killed_and_resumed_is_bit_exact(
     run, expected = whole
     place = RunFolder(tmp_path / "broken")
     with pytest.raises(KeyboardInterrupt):
-        carry_out(run, digits, place, StopAfter(steps, killed=True), never, checkpoint_every=0)
+        carry_out(
+            run, digits, place, StopAfter(steps, killed=True), never, rhythm=Rhythm(seconds=0)
+        )
     assert place.status()["status"] == "running"
     with (place.path / "rows.jsonl").open("a") as file:
         file.write('{"epoch": 1.0, "upda')  # the line that the kill cut off
@@ -95,7 +98,7 @@ def test_killed_and_resumed_is_bit_exact(
 
 def test_a_finished_run_leaves_weights_and_no_checkpoint(whole: Any) -> None:
     run, place = whole
-    assert place.load_checkpoint() is None
+    assert place.checkpoints.load(print) is None
     assert is_over(place.status())
     model = run.recipe.network()
     model.load_state_dict(weights(place))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from natgrad.lab import carrying, recipes, suites
+from natgrad.lab import carrying, suites
 from natgrad.lab.errors import UsageError
 from natgrad.lab.folder import Results
 from natgrad.lab.recipe import Suite, addresses, find, load, names, parts
@@ -19,58 +18,11 @@ from natgrad.lab.tables import Table, study_folder
 
 from .test_cli import natgrad_command, refused
 
-SUITE = """
-from dataclasses import dataclass, replace
-from matplotlib.figure import Figure
-from natgrad.lab.paper import Cell, Claim, Final, Number
-from natgrad.lab.recipe import Suite
-from natgrad.lab.recipes.digits_mlp import RECIPE as DIGITS
-from natgrad.lab.tables import Table
-
-@dataclass(frozen=True)
-class Counts:
-    def watch(self, results):
-        return None
-
-    def conclude(self, work):
-        rows = [[name, len(work.results.run(name, 0).rows())] for name in work.optimizers]
-        work.folder.write_table("counts", Table("Points of the curves", ("who", "points"), rows))
-        work.folder.write_figure("empty", Figure(figsize=(1, 1)), "Nothing.")
-
-def number(optimizer):
-    return Number(f"{optimizer}, test accuracy", 99.0, "Table 9", "elsewhere", Final(optimizer))
-
-BRIEF = {"optimizers": ("sgd", "adam"), "seeds": (0, 1), "epochs": 1}
-RECIPE = Suite(
-    name="made-up",
-    title="Two experiments",
-    source="Table 9",
-    variants={
-        "plain": replace(DIGITS, paper=(number("sgd"),), **BRIEF),
-        "studied": replace(DIGITS, l2=0.01, study=Counts(), **BRIEF, paper=(
-            Claim("more points", "text", "elsewhere", Cell("counts", "sgd", "points"),
-                  Cell("counts", "adam", "points")),
-        )),
-    },
-    paper=(Claim("l2 helps", "Table 9", "elsewhere", Final("studied/sgd"), Final("plain/sgd")),),
-)
-"""
-
 
 @pytest.fixture
 def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (carrying, suites):
         monkeypatch.setattr(module, "print_report", lambda folder: None)
-
-
-@pytest.fixture
-def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    folder = tmp_path / "recipes"
-    folder.mkdir()
-    (folder / "made_up.py").write_text(SUITE)
-    monkeypatch.setattr(recipes, "__path__", [*recipes.__path__, str(folder)])
-    yield "made-up"
-    sys.modules.pop(f"{recipes.__name__}.made_up", None)
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +90,37 @@ def test_a_suite_goes_on_where_it_was_left(made_up: str, tmp_path: Path) -> None
     said = refused(2, "compare", made_up, "--seeds", "2", "--out", out, "--resume")
     assert "other options" in said
     assert "does not hold" in refused(2, "compare", made_up, "--out", out / "plain", "--resume")
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_device_and_precision_are_those_of_every_variant(made_up: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("compare", made_up, "--no-tune", "--optimizers", "sgd", "--profile", "smoke")
+    given = ("--precision", "bf16", "--checkpoint-every", "3")
+    assert natgrad_command(*words, *given, "--out", out).exit_code == 0
+    expected = {"device": "cpu", "precision": "bf16"}
+    for name in ("plain", "studied"):
+        assert variant(out, name)["compute"] == expected
+        assert variant(out, name)["profile"]["name"] == "smoke"
+    assert natgrad_command("compare", made_up, "--out", out, "--resume").exit_code == 0
+    said = refused(2, *words, "--precision", "float32", "--out", out, "--resume")
+    assert "other options" in said
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_variants_whose_runs_all_diverge_are_left_out(
+    made_up: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variants = find(made_up).variants  # type: ignore[union-attr]
+    hopeless = dataclasses.replace(variants["plain"], settings={"sgd": {"lr": 1e12}})
+    monkeypatch.setitem(variants, "plain", hopeless)  # type: ignore[arg-type]
+    words = ("compare", made_up, "--no-tune", "--optimizers", "sgd", "--out", tmp_path / "out")
+    result = natgrad_command(*words)
+    assert result.exit_code == 0, result.output
+    assert "made-up/plain is left out: no run came to its end" in " ".join(result.output.split())
+    assert variant(tmp_path / "out", "studied")["status"] == "finished"
+    monkeypatch.setitem(variants, "studied", hopeless)  # type: ignore[arg-type]
+    assert "no run came to its end" in refused(5, *words[:-1], tmp_path / "other")
 
 
 @pytest.mark.usefixtures("_no_report")

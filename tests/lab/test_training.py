@@ -75,7 +75,9 @@ def test_only_steps_and_what_the_optimizer_prepares_are_on_the_clock(
     one.step()
     one.evaluate()
     one.step()
-    assert one.seconds == 3.0  # making the optimizer and each step look at the clock twice
+    # making the optimizer looks at the clock twice, each step four times: two are for the batch
+    assert one.seconds == 1.0 + 2 * 3.0
+    assert one.batches.seconds == 2 * 1.0
 
 
 def test_points_of_the_curve(tiny: Recipe, digits: Splits) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,13 +15,15 @@ import typer
 from rich.console import Console
 
 from natgrad.lab import provenance
+from natgrad.lab.checkpoints import Rhythm
 from natgrad.lab.comparison import Plan, compare
 from natgrad.lab.data import Splits
-from natgrad.lab.errors import INTERRUPTED, UsageError
+from natgrad.lab.errors import INTERRUPTED, DivergedError, UsageError
 from natgrad.lab.folder import Results, open_results
-from natgrad.lab.manifest import check_unchanged, plan_of, written
+from natgrad.lab.manifest import check_recipe, check_unchanged, describe, plan_of, written
 from natgrad.lab.optimizers import Task, build
 from natgrad.lab.progress import progress_for
+from natgrad.lab.recipe import Recipe
 from natgrad.lab.running import Interruption, Status, Together, Watch
 from natgrad.lab.study import Work
 from natgrad.lab.tables import study_folder
@@ -32,7 +34,9 @@ __all__ = [
     "begun",
     "carried_out",
     "carry_through",
-    "check",
+    "check_plan",
+    "check_some_finished",
+    "loaded",
     "print_report",
     "tell_how_to_resume",
 ]
@@ -49,6 +53,7 @@ class Manner:
         resume: whether ``out`` holds a beginning.
         as_before: take the plan of the folder, because none was spelled out.
         tensorboard: folder of event files, if they are wanted.
+        checkpoint_every: steps between checkpoints, beside those at ends of epochs.
     """
 
     verb: str
@@ -57,6 +62,7 @@ class Manner:
     resume: bool = False
     as_before: bool = False
     tensorboard: Path | None = None
+    checkpoint_every: int | None = None
 
     def folder(self, name: str) -> Path:
         """Where results go.
@@ -69,19 +75,36 @@ class Manner:
         stem = name.replace("/", "-")
         return self.out or Path("runs") / f"{stem}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
 
+    @property
+    def rhythm(self) -> Rhythm:
+        """Of the checkpoints."""
+        return Rhythm(self.checkpoint_every)
+
+    def watch(self, *others: Watch) -> Watch:
+        """What is told of every step: the others, and TensorBoard if it is wanted."""
+        logs = [] if self.tensorboard is None else [TensorBoard(self.tensorboard)]
+        return Together(*others, *logs)
+
+    def words(self, name: str, folder: Path) -> list[str]:
+        """The command that goes on with a folder."""
+        data = ["--data", str(self.data)] if self.data else []
+        return ["natgrad", self.verb, name, "--out", str(folder), "--resume", *data]
+
 
 def carry_through(plan: Plan, manner: Manner) -> None:
     """Do what a plan says, or go on with it, and report.
 
     Raises:
         UsageError: to go on without a folder, or with another recipe's.
+        DivergedError: no run came to its end with finite figures.
         typer.Exit: the work was interrupted.
     """
     folder = manner.folder(plan.recipe.name)
-    check(plan)
+    check_plan(plan)
     results, plan, splits = begun(plan, folder, manner)
-    if carried_out(plan, splits, results, manner.tensorboard) == "interrupted":
+    if carried_out(plan, splits, results, manner) == "interrupted":
         tell_how_to_resume(folder, plan.recipe.name, manner)
+    check_some_finished(plan, results)
     print_report(folder)
 
 
@@ -90,14 +113,11 @@ def begun(plan: Plan, folder: Path, manner: Manner) -> tuple[Results, Plan, Spli
     if manner.resume:
         results = open_results(folder, resume=True)
         recorded = plan_of(results.manifest())
-        if recorded.recipe.name != plan.recipe.name:
-            raise UsageError(f"{folder} holds {recorded.recipe.name}, not {plan.recipe.name}")
+        check_recipe(folder, recorded.recipe.name, plan.recipe.name)
         plan = recorded if manner.as_before else plan
-    if plan.recipe.threads is not None:
-        torch.set_num_threads(plan.recipe.threads)
-    splits = plan.recipe.data.load(manner.data)
+    splits = loaded(plan.recipe, manner)
     if manner.resume:
-        check_unchanged(results.manifest(), plan, splits)
+        check_unchanged(results.manifest(), describe(plan, splits))
         results.update_manifest(status="running", finished=None)
     else:
         results = open_results(folder, resume=False)
@@ -105,21 +125,22 @@ def begun(plan: Plan, folder: Path, manner: Manner) -> tuple[Results, Plan, Spli
     return results, plan, splits
 
 
-def carried_out(plan: Plan, splits: Splits, results: Results, events: Path | None) -> Status:
+def loaded(recipe: Recipe, manner: Manner) -> Splits:
+    """The data; from here on torch has the number of threads that the recipe asks for."""
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    return recipe.data.load(manner.data)
+
+
+def carried_out(plan: Plan, splits: Splits, results: Results, manner: Manner) -> Status:
     """Train what is left of a plan and let its study conclude; the manifest says how it ended."""
     status: Status = "interrupted"
     study = plan.recipe.study
     try:
-        with Interruption() as stop, ExitStack() as stack:
-            shown = progress_for(Console(), plan.total())
-            stack.enter_context(shown)
-            watches: list[Watch] = [shown]
-            if events is not None:
-                watches.append(TensorBoard(events))
+        with Interruption() as stop, progress_for(Console(), plan.total()) as shown:
             own = study.watch(results) if study is not None else None
-            if own is not None:
-                watches.append(own)
-            status = compare(plan, splits, results, Together(*watches), stop)
+            watch = manner.watch(shown, *([] if own is None else [own]))
+            status = compare(plan, splits, results, watch, stop, manner.rhythm)
             if study is not None and status == "finished":
                 study.conclude(_work(plan, splits, results, shown.say, stop))
                 status = "interrupted" if stop() else status
@@ -137,16 +158,31 @@ def _work(
 ) -> Work:
     return Work(
         plan.recipe, plan.optimizers, plan.seeds, splits, results, study_folder(results.path),
-        tell, stop,
+        tell, stop, plan.compute,
     )  # fmt: skip
 
 
-def check(plan: Plan) -> None:
+def check_some_finished(plan: Plan, results: Results) -> None:
+    """Refuse to report on runs that all diverged.
+
+    Raises:
+        DivergedError: no run came to its end with finite figures.
+    """
+    ended = [results.run(o, s).status() for o in plan.optimizers for s in plan.seeds]
+    if ended and not any(run.get("status") == "finished" for run in ended):
+        raise DivergedError(
+            f"no run came to its end with finite figures; what there is lies in {results.path}. "
+            "Take a lower learning rate or more damping (--set lr=...)"
+        )
+
+
+def check_plan(plan: Plan) -> None:
     """Refuse what the plan's optimizers will not take, before anything is written."""
+    model = plan.compute.take(plan.recipe.network())
     for name in plan.tuned():
         plan.recipe.grid(name)
     for name, settings in plan.settings.items():
-        build(name, Task(plan.recipe.network(), plan.recipe.likelihood), settings)
+        build(name, Task(copy.deepcopy(model), plan.recipe.likelihood), settings)
 
 
 def print_report(folder: Path, paper: bool = False) -> None:
@@ -163,7 +199,6 @@ def print_report(folder: Path, paper: bool = False) -> None:
 
 def tell_how_to_resume(folder: Path, recipe: str, manner: Manner) -> NoReturn:
     """Say the command that goes on, and leave with the code of an interruption."""
-    words = ["natgrad", manner.verb, recipe, "--out", str(folder), "--resume"]
-    words += ["--data", str(manner.data)] if manner.data else []
-    typer.echo(f"stopped; everything done is saved. Go on with:\n  {shlex.join(words)}", err=True)
+    command = shlex.join(manner.words(recipe, folder))
+    typer.echo(f"stopped; everything done is saved. Go on with:\n  {command}", err=True)
     raise typer.Exit(INTERRUPTED)

@@ -1,12 +1,12 @@
-"""The command line: ``natgrad list``, ``run``, ``compare``, ``report``, ``inspect``, ``bench``."""
+"""The command line: ``natgrad list``, ``run``, ``compare``, ``sweep``, ``report`` ..."""
 
 from __future__ import annotations
 
-import re
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,53 +14,42 @@ from rich.table import Table
 
 import natgrad
 from natgrad.lab.bench.command import bench
+from natgrad.lab.cache_command import cache
 from natgrad.lab.carrying import Manner, carry_through, print_report
 from natgrad.lab.comparison import Plan
-from natgrad.lab.errors import INTERRUPTED, LabError, UsageError, unknown
+from natgrad.lab.devices import Compute, compute_on
+from natgrad.lab.errors import INTERRUPTED, LabError, UsageError, WriteError, exit_codes
 from natgrad.lab.optimizers import BUILDERS, UNTUNED, parse, split_name
-from natgrad.lab.profile import CPU, PROFILES
+from natgrad.lab.options import (
+    Data,
+    Device,
+    Epochs,
+    Events,
+    Every,
+    Out,
+    Precise,
+    ProfileName,
+    RecipeName,
+    Resume,
+    Schedule,
+    Seconds,
+    any_given,
+    budget_of,
+    check_optimizers,
+    named,
+)
+from natgrad.lab.profile import CPU
 from natgrad.lab.recipe import Recipe, Suite, find, load, names, parts
 from natgrad.lab.suites import carry_through_suite
-from natgrad.lab.training import Budget
+from natgrad.lab.sweep.command import sweep
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Train networks with the natural gradient, and see how it compares.",
+    epilog=exit_codes(),
 )
-
-RecipeName: TypeAlias = Annotated[
-    str, typer.Argument(help="Name of a recipe, or recipe/variant (natgrad list).")
-]
-ProfileName: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--profile", help=f"Size: {', '.join(PROFILES)} (the paper's); default {CPU}."),
-]
-Epochs: TypeAlias = Annotated[
-    float | None, typer.Option(help="Budget of a run in passes over the data.")
-]
-Seconds: TypeAlias = Annotated[
-    float | None, typer.Option(help="Budget of a run in seconds of training steps.")
-]
-Schedule: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        help="Of the learning rate: constant, linear (to zero), steps:EPOCHS[:RATIO], "
-        "plateau:EPOCHS[:RATIO]; default in the recipe."
-    ),
-]
-Out: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Folder for the results; by default a new one in runs/.")
-]
-Data: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(help="Folder of local data sets, DIR/mnist/train.parquet; or NATGRAD_DATA."),
-]
-Resume: TypeAlias = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
-Events: TypeAlias = Annotated[
-    Path | None, typer.Option("--tensorboard", help="Write live figures for TensorBoard there.")
-]
 
 
 def _version(asked: bool) -> None:
@@ -117,17 +106,23 @@ def run(
     data: Data = None,
     resume: Resume = False,
     tensorboard: Events = None,
+    device: Device = None,
+    precision: Precise = None,
+    checkpoint_every: Every = None,
 ) -> None:
     """Train one optimizer from one seed."""
     with _failures():
         experiment = load(recipe, profile or CPU).scheduled(schedule)
         name = optimizer or "kfac"
-        _check_optimizers([name])
+        check_optimizers([name])
         settings = {**experiment.settings.get(name, {}), **parse(name, set_ or [])}
-        budget = _budget(experiment, epochs, seconds)
-        plan = Plan(experiment, (name,), (seed or 0,), budget, {name: settings})
-        given = _any_given(optimizer, seed, profile, epochs, seconds, schedule, set_)
-        carry_through(plan, Manner("run", out, data, resume, not given, tensorboard))
+        compute = compute_on(device, precision)
+        budget = budget_of(experiment, epochs, seconds)
+        plan = Plan(experiment, (name,), (seed or 0,), budget, {name: settings}, compute)
+        words = (optimizer, seed, set_, profile, epochs, seconds, schedule, device, precision)
+        before = not any_given(*words)
+        manner = Manner("run", out, data, resume, before, tensorboard, checkpoint_every)
+        carry_through(plan, manner)
 
 
 @app.command("compare")
@@ -148,6 +143,9 @@ def compare_optimizers(
     data: Data = None,
     resume: Resume = False,
     tensorboard: Events = None,
+    device: Device = None,
+    precision: Precise = None,
+    checkpoint_every: Every = None,
     no_tune: Annotated[
         bool, typer.Option("--no-tune", help="Take the recipe's settings instead of tuning.")
     ] = False,
@@ -155,16 +153,18 @@ def compare_optimizers(
     """Tune every optimizer on the validation set, train all of them, print and plot the outcome."""
     with _failures():
         found = find(recipe)
-        chosen = None if optimizers is None else _named(optimizers)
+        chosen = None if optimizers is None else named(optimizers)
+        compute = compute_on(device, precision)
         plans = [
             _plan(
                 each.profiled(profile or CPU).scheduled(schedule), chosen, seeds, epochs, seconds,
-                no_tune,
+                no_tune, compute,
             )
             for each in parts(found)
         ]  # fmt: skip
-        given = _any_given(optimizers, seeds, profile, epochs, seconds, schedule) or no_tune
-        manner = Manner("compare", out, data, resume, not given, tensorboard)
+        words = (optimizers, seeds, profile, epochs, seconds, schedule, device, precision)
+        before = not any_given(*words, no_tune or None)
+        manner = Manner("compare", out, data, resume, before, tensorboard, checkpoint_every)
         if isinstance(found, Suite):
             carry_through_suite(found, plans, manner)
         else:
@@ -178,16 +178,18 @@ def _plan(
     epochs: float | None,
     seconds: float | None,
     no_tune: bool,
+    compute: Compute,
 ) -> Plan:
     names = recipe.optimizers if chosen is None else chosen
-    _check_optimizers(names)
+    check_optimizers(names)
     untuned = [n for n in names if no_tune or split_name(n)[0] in UNTUNED]
     return Plan(
         recipe,
         tuple(names),
         recipe.seeds if seeds is None else tuple(range(seeds)),
-        _budget(recipe, epochs, seconds),
+        budget_of(recipe, epochs, seconds),
         {name: recipe.settings.get(name, {}) for name in untuned},
+        compute,
     )
 
 
@@ -239,17 +241,21 @@ def inspect(
 
     with _failures():
         experiment = load(recipe, profile or CPU)
-        _check_optimizers([optimizer])
+        check_optimizers([optimizer])
         settings = experiment.settings.get(optimizer, {})
         looks = sorted({_number(each) for each in epochs.split(",")})
+        splits = experiment.data.load(data)
         snapshots = inspect_training(
-            experiment, optimizer, settings, experiment.data.load(data), epochs=looks,
+            experiment, optimizer, settings, splits, epochs=looks,
             examples=examples, damping=damping, samples=samples, tell=typer.echo,
         )  # fmt: skip
         for snapshot in snapshots:
             typer.echo(f"\nepoch {snapshot.epoch:.3g}\n{snapshot.comparison}")
         folder = out or Path("runs") / f"inspect-{experiment.name.replace('/', '-')}"
-        page = write_inspection(folder, experiment, optimizer, settings, snapshots, samples)
+        page = write_inspection(
+            folder, experiment, optimizer, settings, snapshots, samples,
+            experiment.data.name_of(splits),
+        )  # fmt: skip
         typer.echo(f"\npage: {page}")
 
 
@@ -260,32 +266,6 @@ def _number(text: str) -> float:
         raise UsageError(f'--epochs takes numbers, comma-separated; got "{text}"') from None
 
 
-def _any_given(*options: object) -> bool:
-    return any(option is not None for option in options)
-
-
-def _named(optimizers: str) -> list[str]:
-    outside = re.split(r",(?![^\[]*\])", optimizers)  # not at the commas within brackets
-    found = [name.strip() for name in outside if name.strip()]
-    if not found:
-        raise UsageError(f"--optimizers names none; there are: {', '.join(BUILDERS)}")
-    return list(dict.fromkeys(found))
-
-
-def _check_optimizers(chosen: list[str] | tuple[str, ...]) -> None:
-    for name in chosen:
-        if split_name(name)[0] not in BUILDERS:
-            raise unknown("optimizer", name, list(BUILDERS))
-
-
-def _budget(recipe: Recipe, epochs: float | None, seconds: float | None) -> Budget:
-    if epochs is None and seconds is None:
-        if recipe.seconds is not None:
-            return Budget(seconds=recipe.seconds)
-        return Budget(epochs=recipe.epochs)
-    return Budget(epochs, seconds)
-
-
 @contextmanager
 def _failures() -> Iterator[None]:
     """Turn what the user can do something about into one line and an exit code."""
@@ -294,7 +274,8 @@ def _failures() -> Iterator[None]:
     except LabError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        _fail(str(error), LabError.exit_code)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _fail(str(error), WriteError.exit_code if full else LabError.exit_code)
     except KeyboardInterrupt:
         _fail("stopped", INTERRUPTED)
 
@@ -304,4 +285,6 @@ def _fail(message: str, code: int) -> None:
     raise typer.Exit(code)
 
 
+app.command()(_failures()(sweep))
+app.command()(_failures()(cache))
 app.command()(_failures()(bench))

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from natgrad.lab.checkpoints import Rhythm
 from natgrad.lab.data import Splits
+from natgrad.lab.devices import PLAIN, Compute
 from natgrad.lab.folder import Results
 from natgrad.lab.optimizers import Settings, complete
 from natgrad.lab.recipe import Recipe
@@ -29,6 +31,7 @@ class Plan:
         seeds: each trained from every one.
         budget: of every run.
         settings: of optimizers that are not tuned.
+        compute: the device and precision of every run.
     """
 
     recipe: Recipe
@@ -36,6 +39,16 @@ class Plan:
     seeds: Sequence[int]
     budget: Budget
     settings: Mapping[str, Settings] = field(default_factory=dict)
+    compute: Compute = PLAIN
+
+    def run(self, optimizer: str, settings: Settings, seed: int) -> Run:
+        """A run that counts."""
+        return Run(self.recipe, optimizer, settings, seed, self.budget, compute=self.compute)
+
+    def trial(self, optimizer: str, settings: Settings) -> Run:
+        """A run that settings are judged by."""
+        budget = self.tuning_budget()
+        return Run(self.recipe, optimizer, settings, TUNING_SEED, budget, True, self.compute)
 
     def tuned(self) -> list[str]:
         """The optimizers whose settings are to be found."""
@@ -71,11 +84,17 @@ class Plan:
 
 
 def compare(
-    plan: Plan, splits: Splits, results: Results, watch: Watch, stop: Callable[[], bool]
+    plan: Plan,
+    splits: Splits,
+    results: Results,
+    watch: Watch,
+    stop: Callable[[], bool],
+    rhythm: Rhythm | None = None,
 ) -> Status:
     """Carry a plan out, leaving what an earlier call finished.
 
     Optimizers take turns within a seed, so that a busy machine slows all of them alike.
+    ``rhythm`` is that of the checkpoints.
 
     Returns:
         ``"finished"``, or ``"interrupted"`` when ``stop`` said so.
@@ -87,7 +106,7 @@ def compare(
         if known is not None:
             found = complete(name, known)
         else:
-            losses = _tune(plan, name, splits, results, watch, stop)
+            losses = _tune(plan, name, splits, results, watch, stop, rhythm)
             if losses is None:
                 return "interrupted"
             tuning[name] = losses
@@ -102,11 +121,11 @@ def compare(
         results.update_manifest(tuned=chosen)
     for seed in plan.seeds:
         for name, settings in chosen.items():
-            run = Run(plan.recipe, name, settings, seed, plan.budget)
+            run = plan.run(name, settings, seed)
             place = results.run(name, seed)
             if is_over(place.status()):
                 watch.skip(run)
-            elif carry_out(run, splits, place, watch, stop) == "interrupted":
+            elif carry_out(run, splits, place, watch, stop, rhythm) == "interrupted":
                 return "interrupted"
     return "finished"
 
@@ -118,15 +137,16 @@ def _tune(
     results: Results,
     watch: Watch,
     stop: Callable[[], bool],
+    rhythm: Rhythm | None,
 ) -> list[float | None] | None:
     """What each point of an optimizer's grid reached, None where diverged; None when stopped."""
     losses: list[float | None] = []
     for index, settings in enumerate(plan.recipe.grid(name)):
-        run = Run(plan.recipe, name, settings, TUNING_SEED, plan.tuning_budget(), tuning=True)
+        run = plan.trial(name, settings)
         place = results.tuning(name, index)
         if is_over(place.status()):
             watch.skip(run)
-        elif carry_out(run, splits, place, watch, stop) == "interrupted":
+        elif carry_out(run, splits, place, watch, stop, rhythm) == "interrupted":
             return None
         finished = place.status()["status"] == "finished"
         losses.append(settled(place.rows()) if finished else None)

@@ -96,7 +96,7 @@ class Conditioning(Silent):
         if path is None or not finite:
             return
         run = training.run
-        inputs = training.splits.train.first(self.examples).inputs
+        inputs = run.compute.moved(training.splits.train.first(self.examples)).inputs
         report = whitening_report(training.model, inputs, run.recipe.likelihood, **self.settings)
         at = {
             "optimizer": run.optimizer, "seed": run.seed, "update": training.update,

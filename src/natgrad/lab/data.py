@@ -1,4 +1,4 @@
-"""The data sets: tensors in memory, under the name they must be labelled with."""
+"""The data sets as tensors, mapped from the cache where decoding takes time, under their names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from natgrad.lab.errors import DataMissingError
-from natgrad.lab.images import ImageSet, data_folder, read_images
+from natgrad.lab.images import ImageSet, data_folder, prepared, read_images
 from natgrad.lab.text import read_kjv, sequences
 
 __all__ = [
@@ -46,7 +46,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set in memory.
+    """A data set, its tensors in memory or mapped into it.
 
     Attributes:
         train: what is trained on.
@@ -89,6 +89,10 @@ class DataSet:
     split: str
     load: Callable[[Path | None], Splits]
 
+    def name_of(self, splits: Splits) -> str:
+        """The name that figures made from these splits of it carry."""
+        return splits.name or self.name
+
     def first(self, train: int, validation: int, test: int) -> DataSet:
         """The first so many examples of every split: for the smaller profiles of an experiment."""
         words = f"{self.split}; of these the first {train:,} / {validation:,} / {test:,}"
@@ -99,11 +103,11 @@ def _first(
     load: Callable[[Path | None], Splits], counts: tuple[int, int, int], folder: Path | None
 ) -> Splits:
     whole, (train, validation, test) = load(folder), counts
-    return Splits(
-        whole.train.first(train),
-        whole.validation.first(validation),
-        whole.test.first(test),
-        whole.source,
+    return replace(
+        whole,
+        train=whole.train.first(train),
+        validation=whole.validation.first(validation),
+        test=whole.test.first(test),
     )
 
 
@@ -135,12 +139,12 @@ MNIST_VALIDATION = 10_000
 
 def _mnist(folder: Path | None) -> Splits:
     train, test = read_images(MNIST_IMAGES, ("train", "test"), folder)
-    x, y = _pixels(train.images), torch.from_numpy(train.labels)
+    x, y = prepared(train, "grey, rows in [0, 1]", _pixels)
     kept = len(x) - min(MNIST_VALIDATION, len(x) // 6)  # a sixth, for sets cut down in tests
     return Splits(
         Pair(x[:kept], y[:kept]),
         Pair(x[kept:], y[kept:]),
-        Pair(_pixels(test.images), torch.from_numpy(test.labels)),
+        Pair(*prepared(test, "grey, rows in [0, 1]", _pixels)),
         f"{train.source}; {test.source}",
     )
 
@@ -180,12 +184,13 @@ CIFAR_MEAN, CIFAR_SD = (0.4913, 0.4821, 0.4465), (0.2452, 0.2428, 0.2606)
 
 def _cifar10(folder: Path | None) -> Splits:
     train, test = read_images(CIFAR_IMAGES, ("train", "test"), folder)
-    x, y = _channels(train.images), torch.from_numpy(train.labels)
+    how = f"channels first, mean {CIFAR_MEAN}, deviation {CIFAR_SD}"
+    x, y = prepared(train, how, _channels)
     kept = len(x) - min(CIFAR_VALIDATION, len(x) // 10)
     return Splits(
         Pair(x[:kept], y[:kept]),
         Pair(x[kept:], y[kept:]),
-        Pair(_channels(test.images), torch.from_numpy(test.labels)),
+        Pair(*prepared(test, how, _channels)),
         f"{train.source}; {test.source}",
         "CIFAR-10" if data_folder(folder) is None else None,  # the hub has the original
     )

@@ -1,4 +1,4 @@
-"""What can go wrong at the command line, with the exit code of each."""
+"""What can go wrong at the command line, with the exit code of each: :data:`EXIT_CODES`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,36 @@ import difflib
 from collections.abc import Sequence
 
 __all__ = [
+    "EXIT_CODES",
     "INTERRUPTED",
+    "DamagedError",
     "DataMissingError",
+    "DivergedError",
     "LabError",
     "PackageMissingError",
     "UsageError",
+    "WriteError",
+    "exit_codes",
     "unknown",
 ]
 
 INTERRUPTED = 130
+#: what every command of ``natgrad`` exits with
+EXIT_CODES = {
+    0: "finished",
+    1: "any other failure",
+    2: "usage: the command asks for what does not exist or does not fit together",
+    3: "a data set is missing",
+    4: "a file is damaged: checkpoints, manifest",
+    5: "diverged: no run came to its end with finite figures",
+    6: "results can't be written: disk full, no permission",
+    INTERRUPTED: "interrupted by Ctrl-C or SIGTERM; everything is saved, --resume goes on",
+}
+
+
+def exit_codes() -> str:
+    """The exit codes, a paragraph each, for the help."""
+    return "\n\n".join(["Exit codes:", *(f"{code}  {what}" for code, what in EXIT_CODES.items())])
 
 
 class LabError(Exception):
@@ -37,6 +58,24 @@ class DataMissingError(LabError):
     """A data set is neither on this machine nor to be had; says which files belong where."""
 
     exit_code = 3
+
+
+class DamagedError(LabError):
+    """A file of a results folder is not what was written; says which and what to do."""
+
+    exit_code = 4
+
+
+class DivergedError(LabError):
+    """No run came to its end with finite figures."""
+
+    exit_code = 5
+
+
+class WriteError(LabError):
+    """Results can't be written; what was saved before is whole."""
+
+    exit_code = 6
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> UsageError:

@@ -6,7 +6,7 @@ DIR/tuning/<optimizer>/<index>/           one run per point of the grid
 DIR/runs/<optimizer>/seed<k>/
     rows.jsonl                            one JSON object per evaluation
     run.json                              status and settings of the run
-    checkpoint.pt                         while it is unfinished
+    checkpoint-<update>-<sha256>.pt       the last two, while it is unfinished
     weights.pt                            the trained network's state_dict (runs only)
 ```
 
@@ -17,15 +17,16 @@ costs at most the line being written, which readers skip.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
-from natgrad.lab.errors import LabError, UsageError
+from natgrad.lab.checkpoints import Checkpoints, serialised
+from natgrad.lab.errors import DamagedError, UsageError, WriteError
+from natgrad.lab.files import replace_file, writing
 
 __all__ = ["SCHEMA", "Results", "RunFolder", "open_results", "read_rows", "write_json"]
 
@@ -49,53 +50,37 @@ class RunFolder:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one evaluation."""
-        with (self.path / "rows.jsonl").open("a", encoding="utf-8") as file:
+        path = self.path / "rows.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def set_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace all evaluations, to go on from an earlier point."""
         self.path.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        _replace(self.path / "rows.jsonl", lambda file: file.write(text.encode()))
+        replace_file(self.path / "rows.jsonl", lambda file: file.write(text.encode()))
 
     def rows(self) -> list[dict[str, Any]]:
         """All evaluations so far."""
         return read_rows(self.path / "rows.jsonl")
 
-    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint."""
-        _replace(self.path / "checkpoint.pt", lambda file: torch.save(dict(state), file))
-
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The checkpoint, if there is one.
-
-        Raises:
-            LabError: it can't be read.
-        """
-        path = self.path / "checkpoint.pt"
-        if not path.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise LabError(f"{path} is damaged; delete it to start this run again") from error
-        return state
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of the run, while it is unfinished."""
+        return Checkpoints(self.path)
 
     def save_weights(self, state: Mapping[str, Any]) -> None:
         """Write the trained network."""
-        _replace(self.path / "weights.pt", lambda file: torch.save(dict(state), file))
+        content = serialised(state)
+        replace_file(self.path / "weights.pt", lambda file: file.write(content))
 
     def load_weights(self) -> dict[str, Any] | None:
         """The trained network, if it was finished."""
         path = self.path / "weights.pt"
         if not path.is_file():
             return None
-        found: dict[str, Any] = torch.load(path, weights_only=True)
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return found
-
-    def drop_checkpoint(self) -> None:
-        """Remove the checkpoint of a run that is over."""
-        (self.path / "checkpoint.pt").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -126,7 +111,7 @@ def open_results(path: Path, *, resume: bool) -> Results:
 
     Raises:
         UsageError: it holds something already and ``resume`` was not asked for, or the reverse.
-        LabError: it can't be written.
+        WriteError: it can't be written.
     """
     results = Results(path)
     try:
@@ -140,7 +125,7 @@ def open_results(path: Path, *, resume: bool) -> Results:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise LabError(f"can't write results to {path}: {error.strerror}") from error
+        raise WriteError(f"can't write results to {path}: {error.strerror}") from error
     return results
 
 
@@ -163,22 +148,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise LabError(f"{path} is damaged: {error}") from error
+        raise DamagedError(f"{path} is damaged: {error}") from error
     return content
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write or replace a JSON file, whole or not at all."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    _replace(path, lambda file: file.write(text.encode()))
-
-
-def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside the old one, then put it in its place in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    replace_file(path, lambda file: file.write(text.encode()))

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from natgrad.lab.cache import Arrays, cache_folder, kept
 from natgrad.lab.errors import DataMissingError
 
-__all__ = ["ImageSet", "Images", "cache_folder", "data_folder", "read_images"]
+__all__ = ["ImageSet", "Images", "checksum", "data_folder", "prepared", "read_images"]
 
 HUB_TIMEOUT_S = 5.0
 
@@ -45,23 +47,25 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Images:
-    """One split: ``images [n, h, w]`` or ``[n, h, w, 3]``, ``labels [n]``, where from."""
+    """One split, mapped from the cache.
+
+    Attributes:
+        images: ``[n, h, w]`` or ``[n, h, w, 3]``.
+        labels: ``[n]``.
+        source: where they are from.
+        place: in the cache.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     source: str
+    place: Path
 
 
 def data_folder(given: Path | None) -> Path | None:
     """The folder of local data sets: as given, else ``NATGRAD_DATA``, else none."""
     named = os.environ.get("NATGRAD_DATA")
     return given or (Path(named) if named else None)
-
-
-def cache_folder() -> Path:
-    """Where decoded images are kept: ``NATGRAD_CACHE``, else ``~/.cache/natgrad``."""
-    named = os.environ.get("NATGRAD_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "natgrad"
 
 
 def read_images(what: ImageSet, splits: Sequence[str], folder: Path | None) -> list[Images]:
@@ -74,6 +78,22 @@ def read_images(what: ImageSet, splits: Sequence[str], folder: Path | None) -> l
     if local is None:
         return _from_hub(what, splits)
     return [_from_files(what, split, _files(what, split, local)) for split in splits]
+
+
+def prepared(
+    images: Images, how: str, prepare: Callable[[NDArray[np.uint8]], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Images as a network takes them, prepared once and mapped from the cache, and their labels.
+
+    Args:
+        images: a split.
+        how: names the preparation with all its constants: another one is kept beside it.
+        prepare: makes the network's inputs ``[n, ...]``.
+    """
+    key = hashlib.sha256(how.encode()).hexdigest()[:16]
+    place = images.place.with_name(f"{images.place.name}-{key}")
+    inputs = kept(place, lambda: {"inputs": prepare(images.images).numpy()})["inputs"]
+    return torch.from_numpy(inputs), torch.from_numpy(images.labels)
 
 
 def _files(what: ImageSet, split: str, local: Path) -> list[Path]:
@@ -89,22 +109,30 @@ def _files(what: ImageSet, split: str, local: Path) -> list[Path]:
 
 
 def _from_files(what: ImageSet, split: str, files: Sequence[Path]) -> Images:
+    digest = checksum(files)
+    source = f"{what.folder}/{split} parquet, sha256 {digest}"
+    place = cache_folder() / what.folder / f"{split}-{digest}"
+    arrays = kept(place, lambda: _parquet(files, what))
+    return Images(arrays["images"], arrays["labels"], source, place)
+
+
+def checksum(files: Iterable[Path]) -> str:
+    """The first 16 digits of the sha256 of files one after the other."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
-    checksum = digest.hexdigest()
-    source = f"{what.folder}/{split} parquet, sha256 {checksum[:16]}"
-    place = cache_folder() / what.folder / f"{split}-{checksum[:16]}"
-    arrays = _cached(place)
-    if arrays is None:
-        from datasets import Dataset, disable_progress_bars
+    return digest.hexdigest()[:16]
 
-        disable_progress_bars()
-        with tempfile.TemporaryDirectory() as scratch:
-            table = Dataset.from_parquet([str(f) for f in files], cache_dir=scratch)
-            arrays = _keep(place, *_decoded(table, what))
-            del table
-    return Images(*arrays, source)
+
+def _parquet(files: Sequence[Path], what: ImageSet) -> Arrays:
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    with tempfile.TemporaryDirectory() as scratch:
+        table = Dataset.from_parquet([str(f) for f in files], cache_dir=scratch)
+        found = _decoded(table, what)
+        del table
+    return found
 
 
 def _from_hub(what: ImageSet, splits: Sequence[str]) -> list[Images]:
@@ -112,16 +140,18 @@ def _from_hub(what: ImageSet, splits: Sequence[str]) -> list[Images]:
     found = []
     for split in splits:
         place = cache_folder() / what.folder / f"{split}-hub-{revision[:16]}"
-        arrays = _cached(place)
-        if arrays is None:
-            from datasets import load_dataset
-
-            config = () if what.config is None else (what.config,)
-            named = what.hub_splits.get(split, split)
-            table = load_dataset(what.hub, *config, split=named, revision=revision)
-            arrays = _keep(place, *_decoded(table, what))
-        found.append(Images(*arrays, f"hub {what.hub} {split}, revision {revision[:16]}"))
+        arrays = kept(place, lambda split=split: _hub(what, split, revision))  # type: ignore[misc]
+        source = f"hub {what.hub} {split}, revision {revision[:16]}"
+        found.append(Images(arrays["images"], arrays["labels"], source, place))
     return found
+
+
+def _hub(what: ImageSet, split: str, revision: str) -> Arrays:
+    from datasets import load_dataset
+
+    config = () if what.config is None else (what.config,)
+    named = what.hub_splits.get(split, split)
+    return _decoded(load_dataset(what.hub, *config, split=named, revision=revision), what)
 
 
 def _revision(what: ImageSet) -> str:
@@ -139,13 +169,13 @@ def _revision(what: ImageSet) -> str:
     return revision or "main"
 
 
-def _decoded(table: Any, what: ImageSet) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _decoded(table: Any, what: ImageSet) -> Arrays:
     from datasets import Image as Encoded
 
     column = "image" if "image" in table.column_names else "img"
     table = table.cast_column(column, Encoded(decode=False))
     images = np.stack(list(_pixels((row["bytes"] for row in table[column]), what.mode)))
-    return images, np.asarray(table[what.label], dtype=np.int64)
+    return {"images": images, "labels": np.asarray(table[what.label], dtype=np.int64)}
 
 
 def _pixels(encoded: Iterable[bytes], mode: str) -> Iterable[NDArray[np.uint8]]:
@@ -154,29 +184,3 @@ def _pixels(encoded: Iterable[bytes], mode: str) -> Iterable[NDArray[np.uint8]]:
     for data in encoded:
         with Image.open(io.BytesIO(data)) as image:
             yield np.asarray(image.convert(mode))
-
-
-Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
-
-
-def _cached(place: Path) -> Arrays | None:
-    try:
-        return np.load(place / "images.npy"), np.load(place / "labels.npy")
-    except (OSError, ValueError):  # absent, or damaged: decode again
-        return None
-
-
-def _keep(place: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Arrays:
-    """Write the arrays where :func:`_cached` looks, whole or not at all."""
-    draft = None
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=place.parent))
-        np.save(draft / "images.npy", images)
-        np.save(draft / "labels.npy", labels)
-        shutil.rmtree(place, ignore_errors=True)
-        draft.rename(place)
-    except OSError:  # a cache that can't be written only costs time
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
-    return images, labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from natgrad.lab import provenance
 from natgrad.lab.data import Splits
 from natgrad.lab.optimizers import Settings
 from natgrad.lab.recipe import Recipe
+from natgrad.lab.report.text import profile_text
 from natgrad.lab.training import Budget, Run, Training
 
 __all__ = ["Snapshot", "inspect_training", "write_inspection", "write_page"]
@@ -82,8 +83,18 @@ def write_inspection(
     settings: Settings,
     snapshots: Sequence[Snapshot],
     samples: int | None = None,
+    data: str | None = None,
 ) -> Path:
     """Write records, tables and figures of the snapshots.
+
+    Args:
+        folder: where to.
+        recipe: the experiment, in its profile.
+        optimizer: what trained it, with its ``settings``.
+        settings: of the optimizer.
+        snapshots: what was found.
+        samples: as for :func:`inspect_training`.
+        data: the name of what was read; None for that of the recipe's data set.
 
     Returns:
         The page with all of it, ``inspection.md``.
@@ -92,7 +103,8 @@ def write_inspection(
     record: dict[str, Any] = {
         "recipe": recipe.name,
         "architecture": recipe.architecture,
-        "data": recipe.data.name,
+        "data": data or recipe.data.name,
+        "profile": asdict(recipe.profile),
         "optimizer": optimizer,
         "settings": dict(settings),
         "seed": SEED,
@@ -135,7 +147,8 @@ def _head(record: dict[str, Any]) -> str:
     return (
         f"# {record['recipe']}: {record['architecture']}\n\n"
         f"    {record['command']}\n\n"
-        f"{record['data']}, trained by {record['optimizer']} ({settings}), seed {record['seed']}. "
+        f"{record['data']}, trained by {record['optimizer']} ({settings}), seed {record['seed']}"
+        f"; profile {profile_text(record['profile'])}. "
         f"Fisher matrices ({record['fisher']}) are means over {first['examples']} validation "
         "examples; natural gradients are those of their mean loss, with damping "
         f"{first['damping']:g}. Error: |F - F'| / |F|, Frobenius. Trace: tr F' / tr F. Cosine and "

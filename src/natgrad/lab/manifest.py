@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from natgrad.lab import provenance
 from natgrad.lab.comparison import Plan
 from natgrad.lab.data import Splits
+from natgrad.lab.devices import Compute
 from natgrad.lab.errors import LabError, UsageError
 from natgrad.lab.folder import SCHEMA
 from natgrad.lab.paper import record
 from natgrad.lab.recipe import Recipe, load
 from natgrad.lab.training import Budget
 
-__all__ = ["check_unchanged", "describe", "options", "plan_of", "written"]
+__all__ = ["check_recipe", "check_unchanged", "describe", "options", "plan_of", "written"]
+
+
+#: entries that older folders do not have
+DEFAULTS = {"compute": Compute().described()}
 
 
 def written(plan: Plan, splits: Splits) -> dict[str, Any]:
@@ -46,12 +52,13 @@ def describe(plan: Plan, splits: Splits) -> dict[str, Any]:
             "better": recipe.metric.better,
         },
         "data": {
-            "name": splits.name or recipe.data.name,
+            "name": recipe.data.name_of(splits),
             "source": splits.source,
             "split": recipe.data.split,
             "sizes": splits.sizes(),
             "train_evaluated": min(recipe.train_evaluated, len(splits.train)),
         },
+        "compute": plan.compute.described(),
         "budget": _of_budget(plan.budget),
         "optimizers": list(plan.optimizers),
         "seeds": list(plan.seeds),
@@ -89,6 +96,7 @@ def options(plan: Plan) -> dict[str, Any]:
         "schema": SCHEMA,
         "recipe": {"name": plan.recipe.name, "schedule": plan.recipe.schedule},
         "profile": {"name": plan.recipe.profile.name},
+        "compute": plan.compute.described(),
         "optimizers": list(plan.optimizers),
         "seeds": list(plan.seeds),
         "budget": _of_budget(plan.budget),
@@ -112,17 +120,32 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
         tuple(manifest["seeds"]),
         Budget(**manifest["budget"]),
         manifest["settings"],
+        Compute(**manifest.get("compute", {})),
     )
 
 
-def check_unchanged(manifest: Mapping[str, Any], plan: Plan, splits: Splits) -> None:
+def check_recipe(folder: Path, recorded: str, asked: str) -> None:
+    """Refuse to go on with another recipe than that of the start.
+
+    Raises:
+        UsageError: the folder holds another one.
+    """
+    if recorded != asked:
+        raise UsageError(f"{folder} holds {recorded}, not {asked}")
+
+
+def check_unchanged(manifest: Mapping[str, Any], described: Mapping[str, Any]) -> None:
     """Refuse to go on with other conditions than those of the start.
+
+    Args:
+        manifest: of the start.
+        described: the entries that must not change, as they are now.
 
     Raises:
         UsageError: names the first entry that differs.
     """
-    for key, now in describe(plan, splits).items():
-        if manifest.get(key) != now:
+    for key, now in described.items():
+        if manifest.get(key, DEFAULTS.get(key)) != now:
             raise UsageError(
                 f"can't resume: {key} was {_short(manifest.get(key))} at the start and is "
                 f"{_short(now)} now; start anew in another folder"

@@ -14,7 +14,7 @@ from natgrad.lab.metrics import Metric
 from natgrad.least_squares.residuals import Residuals
 from natgrad.likelihood import Likelihood
 
-__all__ = ["Objective", "Supervised", "evaluate"]
+__all__ = ["Objective", "Supervised", "evaluate", "outputs"]
 
 EVALUATED_AT_ONCE = 2_000
 VALUES_AT_ONCE = 2**21  #: of the inputs; fewer examples where these are large
@@ -61,15 +61,23 @@ def evaluate(
     model: nn.Module, likelihood: Likelihood, metric: Metric, pair: Pair
 ) -> tuple[float, float]:
     """Mean negative log-likelihood per example (without the penalty) and the metric of a split."""
-    was_training = model.training
-    model.eval()
     values = max(1, math.prod(pair.inputs.shape[1:]))
     size = max(1, min(EVALUATED_AT_ONCE, VALUES_AT_ONCE // values))
-    chunks = [model(x) for x in torch.split(pair.inputs, size)]
-    model.train(was_training)
+    found = outputs(model, pair.inputs, size)
     nll = [
         likelihood.nll(f, y).double().sum()
-        for f, y in zip(chunks, torch.split(pair.targets, size), strict=True)
+        for f, y in zip(torch.split(found, size), torch.split(pair.targets, size), strict=True)
     ]
     loss = torch.stack(nll).sum().item() / len(pair)
-    return loss, metric.of(torch.cat(chunks), pair.targets)
+    return loss, metric.of(found, pair.targets)
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, inputs: Tensor, at_once: int) -> Tensor:
+    """What a network says in eval mode, a few examples at a time, each part moved to its device."""
+    device = next((p.device for p in model.parameters()), inputs.device)
+    was_training = model.training
+    model.eval()
+    parts = [model(x.to(device, non_blocking=True)) for x in torch.split(inputs, at_once)]
+    model.train(was_training)
+    return torch.cat(parts)

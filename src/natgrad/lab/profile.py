@@ -15,7 +15,9 @@ SMOKE, CPU, FULL = "smoke", "cpu", "full"
 #: ``full`` is the recipe as it is written: the paper's own settings
 PROFILES = (SMOKE, CPU, FULL)
 
-SILENT = {"profile", "profiles", "network", "settings", "illustrate", "study", "threads"}
+SILENT = {
+    "profile", "profiles", "network", "settings", "spaces", "illustrate", "study", "threads",
+}  # fmt: skip
 NEEDS_WORDS = {"network": "architecture"}
 
 

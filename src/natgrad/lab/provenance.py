@@ -18,7 +18,7 @@ import natgrad
 
 __all__ = ["command", "git", "machine", "now", "versions"]
 
-PACKAGES = ("numpy", "scikit-learn", "datasets", "typer")
+PACKAGES = ("numpy", "scikit-learn", "datasets", "optuna", "typer")
 
 
 def versions() -> dict[str, str]:

@@ -20,6 +20,7 @@ from natgrad.lab.objective import Objective, Supervised
 from natgrad.lab.optimizers import Settings
 from natgrad.lab.paper import Claim, Number
 from natgrad.lab.profile import CPU, FULL, PROFILES, SMOKE, Applied, Profile, described
+from natgrad.lab.space import Space
 from natgrad.likelihood import Likelihood
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Recipe:
         seeds: compared by default.
         paper: what the paper states.
         differs: what differs from the source.
+        spaces: what a sweep draws the settings of each optimizer from, in place of its grid.
         profiles: smaller sizes of the experiment, by name.
         study: what is measured beside the curves.
         profile: the one that the recipe is in.
@@ -103,6 +105,7 @@ class Recipe:
     seeds: tuple[int, ...] = (0, 1, 2)
     paper: tuple[Number | Claim, ...] = ()
     differs: str = ""
+    spaces: Mapping[str, Space] = field(default_factory=dict)
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     study: Study | None = None
     profile: Applied = field(default_factory=Applied)

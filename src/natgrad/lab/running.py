@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
 
 from natgrad.lab import provenance
+from natgrad.lab.checkpoints import Rhythm
 from natgrad.lab.data import Splits
 from natgrad.lab.folder import RunFolder
 from natgrad.lab.optimizers import complete
@@ -17,8 +18,7 @@ from natgrad.lab.training import Run, Training, finite
 
 __all__ = ["Interruption", "Silent", "Status", "Together", "Watch", "carry_out", "is_over"]
 
-CHECKPOINT_EVERY_S = 2.0
-Status: TypeAlias = Literal["running", "finished", "diverged", "interrupted"]
+Status: TypeAlias = Literal["running", "finished", "diverged", "interrupted", "pruned"]
 Row: TypeAlias = Mapping[str, Any]
 
 
@@ -151,7 +151,7 @@ def carry_out(
     place: RunFolder,
     watch: Watch,
     stop: Callable[[], bool],
-    checkpoint_every: float = CHECKPOINT_EVERY_S,
+    rhythm: Rhythm | None = None,
 ) -> Status:
     """Train a run to the end of its budget, from its checkpoint if there is one.
 
@@ -161,27 +161,31 @@ def carry_out(
         place: where its files are.
         watch: is told of every step.
         stop: asked between steps; if it says so, the run is saved and left.
-        checkpoint_every: seconds that must lie between the checkpoints at the ends of epochs.
+        rhythm: of the checkpoints.
 
     Returns:
         How the run ended: its budget is used up, its loss is no longer finite, or ``stop``.
+
+    Raises:
+        DamagedError: there are checkpoints and none is whole.
+        WriteError: results can't be written; what was saved before is whole.
     """
+    checkpoint = place.checkpoints.load(watch.say)
     training = Training(run, splits)
-    checkpoint = place.load_checkpoint()
     if checkpoint is not None:
         training.load_state_dict(checkpoint)
     place.set_rows(training.rows)
     _note(place, training, "running")
     watch.begin(training)
-    status = _loop(training, place, watch, stop, checkpoint_every)
+    status = _loop(training, place, watch, stop, rhythm or Rhythm())
     if status == "interrupted":
-        place.save_checkpoint(training.state_dict())
+        place.checkpoints.save(training.state_dict())
     _note(place, training, status)
     if status != "interrupted":
         if status == "finished" and not run.tuning:
             with training.averaged():  # what was evaluated
                 place.save_weights(training.model.state_dict())
-        place.drop_checkpoint()
+        place.checkpoints.drop()
     watch.end(training, status)
     return status
 
@@ -191,7 +195,7 @@ def _loop(
     place: RunFolder,
     watch: Watch,
     stop: Callable[[], bool],
-    checkpoint_every: float,
+    rhythm: Rhythm,
 ) -> Status:
     saved = time.monotonic()
     while True:
@@ -206,9 +210,9 @@ def _loop(
             return "finished"
         if stop():
             return "interrupted"
-        ended_epoch = training.update and training.update % training.updates_per_epoch == 0
-        if ended_epoch and time.monotonic() - saved >= checkpoint_every:
-            place.save_checkpoint(training.state_dict())
+        since = time.monotonic() - saved
+        if rhythm.due(training.update, training.updates_per_epoch, since):
+            place.checkpoints.save(training.state_dict())
             saved = time.monotonic()
         loss = training.step()
         if not math.isfinite(loss):
@@ -227,6 +231,7 @@ def _note(place: RunFolder, training: Training, status: Status) -> None:
             "update": training.update,
             "epoch": training.epoch,
             "seconds": training.seconds,
+            "fetch_seconds": training.batches.seconds,
             "time": provenance.now(),
         }
     )

@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from natgrad.lab.devices import PLAIN, Compute
 from natgrad.lab.tables import StudyFolder
+from natgrad.lab.training import Budget, Run
 
 if TYPE_CHECKING:
     from natgrad.lab.data import Splits
     from natgrad.lab.folder import Results
+    from natgrad.lab.optimizers import Settings
     from natgrad.lab.recipe import Recipe
     from natgrad.lab.running import Watch
 
@@ -56,6 +59,7 @@ class Work:
         folder: where tables and figures go.
         tell: shows a line of progress.
         stop: whether to leave off.
+        compute: the device and precision of the runs.
     """
 
     recipe: Recipe
@@ -66,3 +70,9 @@ class Work:
     folder: StudyFolder
     tell: Callable[[str], None]
     stop: Callable[[], bool]
+    compute: Compute = PLAIN
+
+    def run(self, optimizer: str, settings: Settings, seed: int) -> Run:
+        """A run like those that were compared, of the recipe's budget."""
+        budget = Budget(epochs=self.recipe.epochs)
+        return Run(self.recipe, optimizer, settings, seed, budget, compute=self.compute)

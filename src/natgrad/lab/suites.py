@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -12,12 +13,13 @@ from natgrad.lab.carrying import (
     Manner,
     begun,
     carried_out,
-    check,
+    check_plan,
+    check_some_finished,
     print_report,
     tell_how_to_resume,
 )
 from natgrad.lab.comparison import Plan
-from natgrad.lab.errors import DataMissingError, UsageError
+from natgrad.lab.errors import DataMissingError, DivergedError, LabError, UsageError
 from natgrad.lab.folder import SCHEMA, Results, open_results
 from natgrad.lab.manifest import options, plan_of
 from natgrad.lab.paper import record
@@ -28,16 +30,19 @@ __all__ = ["carry_through_suite"]
 
 
 def carry_through_suite(suite: Suite, plans: Sequence[Plan], manner: Manner) -> None:
-    """One experiment after the other, then the report; those whose data is not there are left out.
+    """One experiment after the other, then the report.
+
+    Those whose data are not there are left out, and so are those whose runs all diverge.
 
     Raises:
-        DataMissingError: the data of none of them is there.
+        DataMissingError: the data of none of them are there.
+        DivergedError: no run of any of them came to its end.
         UsageError: to go on without a folder, or with other plans than those of the start.
         typer.Exit: the work was interrupted.
     """
     folder = manner.folder(suite.name)
     for plan in plans:
-        check(plan)
+        check_plan(plan)
     top = open_results(folder, resume=manner.resume)
     if manner.resume:
         plans = _recorded(suite, plans, top, manner.as_before)
@@ -46,16 +51,16 @@ def carry_through_suite(suite: Suite, plans: Sequence[Plan], manner: Manner) -> 
         top.update_manifest(**_written(suite, plans))
     status: Status = "interrupted"
     try:
-        missing: list[DataMissingError] = []
+        failed: list[LabError] = []
         for plan in plans:
             try:
                 if _one(plan, folder, manner) == "interrupted":
                     tell_how_to_resume(folder, suite.name, manner)
-            except DataMissingError as error:
+            except (DataMissingError, DivergedError) as error:
                 typer.echo(f"{plan.recipe.name} is left out: {error}", err=True)
-                missing.append(error)
-        if len(missing) == len(plans):
-            raise missing[-1]
+                failed.append(error)
+        if len(failed) == len(plans):
+            raise failed[-1]
         status = "finished"
     finally:
         top.update_manifest(status=status, finished=provenance.now())
@@ -66,10 +71,13 @@ def _one(plan: Plan, folder: Path, manner: Manner) -> Status:
     """Begin a variant, or go on with it; one that is over is left in no time."""
     name = plan.recipe.name.partition("/")[2]
     there = bool(Results(folder / name).manifest())
-    own = Manner(manner.verb, folder / name, manner.data, resume=there)
-    results, plan, splits = begun(plan, folder / name, own)
     events = None if manner.tensorboard is None else manner.tensorboard / name
-    return carried_out(plan, splits, results, events)
+    own = replace(manner, out=folder / name, resume=there, as_before=False, tensorboard=events)
+    results, plan, splits = begun(plan, folder / name, own)
+    status = carried_out(plan, splits, results, own)
+    if status == "finished":
+        check_some_finished(plan, results)
+    return status
 
 
 def _written(suite: Suite, plans: Sequence[Plan]) -> dict[str, object]:

@@ -69,7 +69,8 @@ class TensorBoard(Silent):
 
     def advance(self, training: Training, loss: float) -> None:
         """A step was made."""
-        self(training.optimizer, training.update, loss=loss)
+        share = training.batches.seconds / max(training.seconds, 1e-9)
+        self(training.optimizer, training.update, loss=loss, **{"data/fetch_share": share})
 
     def evaluated(self, training: Training, row: Row) -> None:
         """The curve got a point."""

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from natgrad.lab.augmentation import randomness
+from natgrad.lab.batches import Batches, data_order
 from natgrad.lab.data import Pair, Splits
+from natgrad.lab.devices import PLAIN, Compute
 from natgrad.lab.errors import UsageError
 from natgrad.lab.objective import evaluate
-from natgrad.lab.optimizers import Settings, Task, build, complete
+from natgrad.lab.optimizers import Setting, Settings, Task, build, complete
 from natgrad.lab.recipe import Recipe
 from natgrad.lab.schedules import Constant, Position, parse
 from natgrad.optim import ExactNGD, NaturalGradient
@@ -61,7 +61,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained: one optimizer with its settings, from one seed, for a budget."""
+    """What is trained: one optimizer with its settings, from a seed, for a budget, on a device."""
 
     recipe: Recipe
     optimizer: str
@@ -69,11 +69,12 @@ class Run:
     seed: int
     budget: Budget
     tuning: bool = False
+    compute: Compute = PLAIN
 
     def __str__(self) -> str:
         if not self.tuning:
             return f"{self.optimizer} seed {self.seed}"
-        listed = " ".join(f"{key}={value}" for key, value in self.settings.items())
+        listed = " ".join(f"{key}={_short(value)}" for key, value in self.settings.items())
         return f"tuning {self.optimizer} {listed}"
 
 
@@ -89,14 +90,16 @@ class Training:
     """
 
     def __init__(self, run: Run, splits: Splits) -> None:
-        self.run, self.splits = run, splits
+        self.run = run
         torch.manual_seed(run.seed)
-        self.model = run.recipe.network()
-        recipe = run.recipe
-        task = Task(
-            self.model, recipe.likelihood, run.seed, recipe.l2, splits.train.inputs,
-            recipe.augmentation,
-        )  # fmt: skip
+        recipe, compute = run.recipe, run.compute
+        self.model = compute.take(recipe.network())
+        self.splits = compute.hold(splits)
+        self.batches = Batches(
+            self.splits.train, recipe.batch_size, run.seed, compute, recipe.augmentation
+        )
+        inputs = compute.first(self.splits.train.inputs)
+        task = Task(self.model, recipe.likelihood, run.seed, recipe.l2, inputs, recipe.augmentation)
         torch.compiler.disable(nn.Identity())  # type: ignore[no-untyped-call]  # imports for seconds, once
         begin = time.perf_counter()  # statistics before the first step are on the clock
         self.optimizer = build(run.optimizer, task, run.settings)
@@ -107,8 +110,7 @@ class Training:
         matrices = (p for p in self.model.parameters() if p.ndim > 1)
         self.penalised = [p for p in matrices if id(p) not in whitened]  # theirs is on W, not V
         self.rows: list[dict[str, Any]] = []
-        self.updates_per_epoch = math.ceil(len(splits.train) / run.recipe.batch_size)
-        self._order: tuple[int, Tensor] | None = None
+        self.updates_per_epoch = self.batches.per_epoch
 
     @property
     def epoch(self) -> float:
@@ -146,22 +148,15 @@ class Training:
     def _loss(self, x: Tensor, y: Tensor) -> float:
         """The batch's loss, with its gradients in ``.grad``: what optimizers call a closure."""
         self.optimizer.zero_grad()
-        loss = self.run.recipe.minimised.loss(self.model, Pair(x, y))
+        with self.run.compute.autocast():
+            loss = self.run.recipe.minimised.loss(self.model, Pair(x, y))
         if torch.is_grad_enabled():  # else only the loss after a step is asked for
             torch.autograd.backward(loss)
             self._penalise()
         return loss.item()
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        epoch, index = divmod(self.update, self.updates_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, data_order(len(self.splits.train), self.run.seed, epoch)
-        size = self.run.recipe.batch_size
-        chosen = self._order[1][index * size : (index + 1) * size]
-        x, y = self.splits.train.inputs[chosen], self.splits.train.targets[chosen]
-        if self.run.recipe.augmentation is not None:
-            x = self.run.recipe.augmentation(x, randomness(self.run.seed, self.update))
-        return x, y
+        return self.batches.take(self.update)
 
     def _schedule(self) -> None:
         """Set the learning rates of this step: a function of where the run stands."""
@@ -210,7 +205,8 @@ class Training:
             measured["test"] = self.splits.test
         with self.averaged():
             for split, pair in measured.items():
-                loss, figure = recipe.minimised.evaluate(self.model, pair)
+                there = self.run.compute.moved(pair)
+                loss, figure = recipe.minimised.evaluate(self.model, there)
                 row |= {f"{split}_loss": loss, f"{split}_metric": figure}
         if finite(row):
             self.rows.append(row)
@@ -240,8 +236,9 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "update": self.update,
             "seconds": self.seconds,
+            "fetch_seconds": self.batches.seconds,
             "rows": self.rows,
-            "rng": torch.get_rng_state(),
+            "rng": self.run.compute.rng_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -249,15 +246,15 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.update, self.seconds = state["update"], state["seconds"]
+        self.batches.seconds = state["fetch_seconds"]
         self.rows = list(state["rows"])
-        torch.set_rng_state(state["rng"])
-
-
-def data_order(count: int, seed: int, epoch: int) -> Tensor:
-    """The order of the training examples in one epoch: a function of seed and epoch alone."""
-    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(count))
+        self.run.compute.set_rng_state(state["rng"])
 
 
 def finite(row: Mapping[str, Any]) -> bool:
     """Whether a point of a curve holds finite figures only."""
     return all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+
+
+def _short(value: Setting) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from natgrad.lab.errors import DataMissingError
+from natgrad.lab.nodules import candidates
 from natgrad.lab.nodules.candidates import (
     CUBE,
     EMPTY,
@@ -67,7 +68,9 @@ def write_patches(path: Path, numbers: list[int], labels: list[int]) -> None:
     pq.write_table(pa.table({"img": rows, "label": labels}), path)
 
 
-def test_patches_are_split_by_candidate_number(tmp_path: Path) -> None:
+def test_patches_are_split_by_candidate_number_and_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "luna16-patches-2d"
     write_patches(
         folder / "train.parquet", [400_000, 12, 346_000, 345_499, 348_500], [1, 0, 1, 1, 0]
@@ -78,6 +81,10 @@ def test_patches_are_split_by_candidate_number(tmp_path: Path) -> None:
     assert splits.train.targets[:, LABEL].tolist() == [0, 1]
     assert splits.train.targets[:, SCAN].tolist() == [-1, -1]
     assert splits.train.inputs[0].float().mean() == pytest.approx(12, abs=2)
+    monkeypatch.setattr(candidates, "_decoded", lambda *_: pytest.fail("decoded again"))
+    again = patches().load(tmp_path)
+    assert again.source == splits.source
+    assert torch.equal(again.validation.inputs, splits.validation.inputs)
     with pytest.raises(DataMissingError, match=r"luna16-patches-2d/train\.parquet"):
         patches().load(tmp_path / "elsewhere")
 

@@ -7,7 +7,8 @@ from torch import nn
 from natgrad.lab.data import Pair
 from natgrad.lab.luna.froc import froc
 from natgrad.lab.nodules.contextual import fused
-from natgrad.lab.nodules.judging import AUC, CPM, Candidates, area, marks_of, outputs, scored
+from natgrad.lab.nodules.judging import AUC, CPM, Candidates, area, marks_of, scored
+from natgrad.lab.objective import outputs
 
 
 def test_the_area_is_that_of_scikit_learn_with_ties_too() -> None:

@@ -1,5 +1,6 @@
 """The page stands alone, tells nothing of the machine's folders, and escapes what it is given."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -7,7 +8,7 @@ import pytest
 
 from natgrad.lab.report import write_report
 from natgrad.lab.report.beside import beside
-from natgrad.lab.report.page import linked, page
+from natgrad.lab.report.page import facts, linked, page
 from natgrad.lab.report.read import read_results
 from natgrad.lab.report.summary import summary_of
 
@@ -140,3 +141,19 @@ def test_links():
         'see <a href="https://example.org/a?b=1">https://example.org/a?b=1</a>. and '
         '<a href="https://arxiv.org/abs/1503.05671">arXiv:1503.05671</a>, &lt;b&gt;'
     )
+
+
+def test_device_and_the_share_of_fetching_stand_among_the_facts(folder):
+    path = folder({"compute": {"device": "cpu", "precision": "bf16"}}, sgd=[[2, 1], [2, 1]])
+    for seed, (fetched, seconds) in enumerate(((0.01, 2.0), (0.03, 2.0))):
+        status = {"status": "finished", "fetch_seconds": fetched, "seconds": seconds}
+        (path / "runs" / "sgd" / f"seed{seed}" / "run.json").write_text(json.dumps(status))
+    found = dict(facts(read_results(path)))
+    assert found["Device"] == "cpu, bf16 by autocast"
+    assert found["Fetching batches"] == "1.5 % of the time of training steps at most"
+
+
+def test_folders_from_before_say_nothing_of_fetching(folder):
+    found = dict(facts(read_results(folder(sgd=[[2, 1]]))))
+    assert "Fetching batches" not in found
+    assert "Device" not in found

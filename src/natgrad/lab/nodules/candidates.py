@@ -26,9 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from natgrad.lab.cache import Arrays, cache_folder, kept
 from natgrad.lab.data import DataSet, Pair, Splits
 from natgrad.lab.errors import DataMissingError
-from natgrad.lab.images import data_folder
+from natgrad.lab.images import checksum, data_folder
 from natgrad.lab.luna.archive import FOLDS, Archive
 from natgrad.lab.nodules.contextual import LEVELS
 from natgrad.lab.nodules.phantom import NAME, Phantom, Style, phantom
@@ -147,7 +148,7 @@ def _of_archive(archive: Archive, scans: Sequence[str], negatives: float | None)
 
 PATCHES = "luna16-patches-2d"
 #: candidate numbers: the list goes scan by scan, and those between are left out (data set's notes)
-TRAINED_BELOW, VALIDATED_FROM = 345_500, 348_500
+TRAINED_BELOW, VALIDATED_FROM, TOP = 345_500, 348_500, 1_000_000
 
 
 def patches() -> DataSet:
@@ -168,29 +169,40 @@ def _patches(folder: Path | None) -> Splits:
             "test.parquet with columns img {bytes, path} and label in the folder named by --data "
             "or NATGRAD_DATA"
         )
-    images, labels, numbers = _decoded(place / "train.parquet")
-    early, late = numbers < TRAINED_BELOW, numbers >= VALIDATED_FROM
-    test, test_labels, _ = _decoded(place / "test.parquet")
+    files = {name: place / f"{name}.parquet" for name in ("train", "test")}
+    digests = {name: checksum([file]) for name, file in files.items()}
+
+    def numbered(name: str, numbers: range) -> Pair:
+        key = f"{name}-{digests[name]}-{numbers.start}-{numbers.stop}"
+        entry = cache_folder() / PATCHES / key
+        arrays = kept(entry, lambda: _decoded(files[name], numbers))
+        return _unscanned(arrays["images"], arrays["labels"])
+
     return Splits(
-        _unscanned(images[early], labels[early]),
-        _unscanned(images[late], labels[late]),
-        _unscanned(test, test_labels),
-        f"{PATCHES} parquet",
+        numbered("train", range(TRAINED_BELOW)),
+        numbered("train", range(VALIDATED_FROM, TOP)),
+        numbered("test", range(TOP)),
+        "; ".join(f"{PATCHES}/{name} parquet, sha256 {digests[name]}" for name in files),
     )
 
 
-def _decoded(
-    path: Path,
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    """Patches ``[n, y, x]``, labels, and the candidates' numbers from the names of the files."""
+def _decoded(path: Path, numbers: range) -> Arrays:
+    """Patches ``[n, y, x]`` and labels of the candidates whose numbers are among those given.
+
+    A candidate's number stands in the name of its file.
+    """
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
     from PIL import Image
 
     table = pq.read_table(path, columns=["img", "label"])
     rows = table["img"].to_pylist()
-    images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("L")) for row in rows]
-    numbers = [int(re.findall(r"\d+", Path(row["path"]).stem)[0]) for row in rows]
-    return np.stack(images), table["label"].to_numpy(), np.array(numbers, np.int64)
+    found = [int(re.findall(r"\d+", Path(row["path"]).stem)[0]) in numbers for row in rows]
+    images = [
+        np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("L"))
+        for row, chosen in zip(rows, found, strict=True)
+        if chosen
+    ]
+    return {"images": np.stack(images), "labels": table["label"].to_numpy()[found]}
 
 
 def _unscanned(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Pair:

@@ -20,8 +20,8 @@ from natgrad.lab.data import Pair
 from natgrad.lab.luna.froc import Marks, cpm, froc
 from natgrad.lab.luna.matching import Findings, match
 from natgrad.lab.metrics import Metric
-from natgrad.lab.nodules.judging import outputs
 from natgrad.lab.nodules.pyramid import STRIDE
+from natgrad.lab.objective import outputs
 from natgrad.least_squares.residuals import Residuals
 
 __all__ = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -15,12 +14,13 @@ from natgrad.lab.luna.matching import reduce_candidates
 from natgrad.lab.metrics import Metric
 from natgrad.lab.nodules.candidates import EMPTY, IGNORED, LABEL, LOST, NODULE, SCAN
 from natgrad.lab.nodules.contextual import fused
+from natgrad.lab.objective import outputs
 from natgrad.least_squares.residuals import Residuals
 from natgrad.likelihood import Categorical
 
 __all__ = ["AUC", "CPM", "LIKELIHOOD", "Candidates", "area", "marks_of", "scored"]
 
-EVALUATED_AT_ONCE = 64
+EVALUATED_AT_ONCE = 64  #: volumes are large
 
 #: every level is a classifier of its own; their losses are averaged
 LIKELIHOOD = Categorical()
@@ -99,20 +99,10 @@ class Candidates:
 
     def evaluate(self, model: nn.Module, pair: Pair) -> tuple[float, float]:
         """Mean cross-entropy, and the metric."""
-        logits = outputs(model, pair.inputs)
+        logits = outputs(model, pair.inputs, EVALUATED_AT_ONCE)
         return _nll(logits, pair.targets).mean().item(), self.metric.of(logits, pair.targets)
 
 
 def _nll(logits: Tensor, targets: Tensor) -> Tensor:
     labels = targets[:, LABEL, None].expand(logits.shape[:-1])
     return LIKELIHOOD.nll(logits, labels)
-
-
-@torch.no_grad()
-def outputs(model: nn.Module, inputs: Tensor, at_once: int = EVALUATED_AT_ONCE) -> Tensor:
-    """What a network says in eval mode, a few examples at a time: volumes are large."""
-    was_training = model.training
-    model.eval()
-    chunks = [model(x) for x in torch.split(inputs, at_once)]
-    model.train(was_training)
-    return torch.cat(chunks)

@@ -16,13 +16,13 @@ from natgrad.lab.data import Pair
 from natgrad.lab.folder import Results, RunFolder
 from natgrad.lab.luna.bootstrap import Score, score
 from natgrad.lab.luna.froc import OPERATING_POINTS, Marks, cpm, froc
-from natgrad.lab.nodules.judging import outputs
+from natgrad.lab.objective import outputs
 from natgrad.lab.report.style import literal, looks, styled
 from natgrad.lab.report.text import display_name
 from natgrad.lab.running import Watch
 from natgrad.lab.study import Work
 from natgrad.lab.tables import Table
-from natgrad.lab.training import Budget, Run, Training
+from natgrad.lab.training import Training
 
 __all__ = ["FROC", "LOSS", "POINTS", "TEST", "DetectionStudy", "FrocStudy", "crossing"]
 
@@ -74,14 +74,14 @@ class FrocStudy:
         if weights is None:
             return None
         settings = place.status()["settings"]
-        run = Run(work.recipe, optimizer, settings, seed, Budget(epochs=work.recipe.epochs))
-        training = Training(run, work.splits)
+        training = Training(work.run(optimizer, settings, seed), work.splits)
         training.model.load_state_dict(weights)
-        train = work.splits.train.first(work.recipe.train_evaluated)
-        return self._marks(training, train), self._marks(training, work.splits.test)
+        train = training.splits.train.first(work.recipe.train_evaluated)
+        return self._marks(training, train), self._marks(training, training.splits.test)
 
     def _marks(self, training: Training, pair: Pair) -> Marks:
-        return self.marks(outputs(training.model, pair.inputs, self.at_once), pair.targets)
+        there = training.run.compute.moved(pair)
+        return self.marks(outputs(training.model, there.inputs, self.at_once), there.targets)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from natgrad.lab.metrics import ACCURACY
 from natgrad.lab.networks import mlp
 from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe
+from natgrad.lab.space import Range
 from natgrad.likelihood import Categorical
 
 RECIPE = Recipe(
@@ -51,5 +52,12 @@ RECIPE = Recipe(
         "adamw": {"lr": 0.015, "weight_decay": 0.01},
         "muon": {"lr": 0.01},
         "kfac": {"lr": 0.009, "damping": 0.03},
+    },
+    spaces={
+        "sgd": {"lr": Range(0.003, 1.0), "momentum": Range(0.5, 0.99, log=False)},
+        "adam": {"lr": Range(3e-4, 0.3)},
+        "adamw": {"lr": Range(3e-4, 0.3), "weight_decay": Range(1e-4, 1.0)},
+        "muon": {"lr": Range(3e-4, 0.3)},
+        "kfac": {"lr": Range(3e-4, 1.0), "damping": Range(3e-3, 3.0)},
     },
 )

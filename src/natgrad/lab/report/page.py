@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from natgrad.lab.report.headline import headline
 from natgrad.lab.report.read import Results
 from natgrad.lab.report.studies import pictures, written
 from natgrad.lab.report.summary import Summary
-from natgrad.lab.report.text import display_name, plain_value, without_paths
+from natgrad.lab.report.text import display_name, plain_value, profile_text, without_paths
 from natgrad.lab.report.tuning import grids
 from natgrad.lab.schedules import parse
 
@@ -139,13 +140,24 @@ def facts(results: Results) -> list[tuple[str, str]]:
         "Budget per run": _budget(results.part("budget")),
         "Budget per tuning run": _budget(results.part("tuning_budget")),
         "Seeds": ", ".join(map(str, results.seeds)),
+        "Device": _device(results.part("compute")),
+        "Fetching batches": fetching(results),
     }
     return [(key, plain_value(value)) for key, value in found.items() if value not in (None, "")]
 
 
-def profile_text(profile: Mapping[str, Any]) -> str:
-    """The size of the experiment, and all that it changes of the full one."""
-    return ": ".join(str(profile[key]) for key in ("name", "differs") if profile.get(key))
+def fetching(results: Results) -> str:
+    """Return the greatest share of a run's time that fetching batches took, in words."""
+    shares = [run.fetch_share for runs in results.runs.values() for run in runs]
+    known = [share for share in shares if math.isfinite(share)]
+    return f"{100 * max(known):.2g} % of the time of training steps at most" if known else ""
+
+
+def _device(compute: Mapping[str, Any]) -> str:
+    if not compute:
+        return ""
+    by_autocast = " by autocast" if compute.get("precision") == "bf16" else ""
+    return f"{compute.get('device')}, {compute.get('precision')}{by_autocast}"
 
 
 def _schedule(name: Any) -> str:

@@ -60,13 +60,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its evaluations in order, and how it ended."""
+    """One training run: its evaluations in order, how it ended, the share of fetching batches."""
 
     optimizer: str
     label: str
     settings: Mapping[str, Any]
     status: Status
     rows: tuple[Row, ...]
+    fetch_share: float = math.nan
 
     @property
     def finished(self) -> bool:
@@ -225,7 +226,17 @@ def _run(optimizer: str, folder: Path) -> Run:
         settings=settings if isinstance(settings, Mapping) else {},
         status=_status(folder, ordered),
         rows=ordered,
+        fetch_share=_fetch_share(folder),
     )
+
+
+def _fetch_share(folder: Path) -> float:
+    try:
+        status = RunFolder(folder).status()
+    except LabError:
+        return math.nan
+    seconds = _number(status.get("seconds"))
+    return _number(status.get("fetch_seconds")) / seconds if seconds else math.nan
 
 
 def _status(folder: Path, rows: tuple[Row, ...]) -> Status:

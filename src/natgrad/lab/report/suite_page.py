@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from natgrad.lab.report.beside import HEADINGS, RULES, cells
-from natgrad.lab.report.page import environment, profile_text
+from natgrad.lab.report.page import environment
 from natgrad.lab.report.published import markdown_table, paper_sections, publish_single
 from natgrad.lab.report.single import draw_paper
 from natgrad.lab.report.studies import markdown
 from natgrad.lab.report.suite import WrittenSuite, write
-from natgrad.lab.report.text import without_paths
+from natgrad.lab.report.text import profile_text, without_paths
 
 
 def suite_page(written: WrittenSuite) -> str:

@@ -148,6 +148,11 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {plain_value(value)}" for key, value in settings.items())
 
 
+def profile_text(profile: Mapping[str, Any]) -> str:
+    """Write the size of the experiment, and all that it changes of the full one."""
+    return ": ".join(str(profile[key]) for key in ("name", "differs") if profile.get(key))
+
+
 def without_paths(text: str) -> str:
     """Shorten absolute paths to their last part: a report is shown to others.
 

@@ -77,7 +77,7 @@ class ApproximationError:
         if training.run.optimizer != self.optimizer:
             return []
         likelihood = training.run.recipe.likelihood
-        pair = training.splits.validation.first(self.examples)
+        pair = training.run.compute.moved(training.splits.validation.first(self.examples))
         means = mean_eigenvalues(training.model, pair, likelihood)
         damping = self.relative * statistics.fmean(means.values())
         found = compare(
@@ -162,7 +162,8 @@ class ApproximationError:
 def mean_eigenvalues(model: nn.Module, pair: Pair, likelihood: Likelihood) -> dict[str, float]:
     """``tr F_l / dim F_l`` of the exact block of every layer; the trace is that of its diagonal."""
     F = fisher(model, pair.inputs, likelihood, kind="exact", structure="diagonal")
-    diagonal = F @ torch.ones(sum(p.numel() for p in model.parameters()))
+    parameters = torch.nn.utils.parameters_to_vector(model.parameters())
+    diagonal = F @ torch.ones_like(parameters)
     found = {}
     for layer, parts in _spans(model).items():
         values = torch.cat([diagonal[part] for part in parts])

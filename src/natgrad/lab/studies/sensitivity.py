@@ -50,7 +50,7 @@ class Sensitivity:
         runs = {
             value: _last_rows(work.results, self.name(value), work.seeds) for value in self.printed
         }
-        name = work.splits.name or work.recipe.data.name
+        name = work.recipe.data.name_of(work.splits)
         work.folder.write_table("sensitivity", self._table(runs, name, len(work.seeds)))
         caption = f"Accuracy after training by {self.key}: {name}, and the paper's on {self.theirs}"
         with styled():

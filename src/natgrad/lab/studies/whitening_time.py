@@ -16,7 +16,7 @@ from natgrad.lab.optimizers.whitened import WhitenedSGD
 from natgrad.lab.running import Watch
 from natgrad.lab.study import Work
 from natgrad.lab.tables import Table
-from natgrad.lab.training import Budget, Run, Training
+from natgrad.lab.training import Training
 from natgrad.whiten.statistics import statistics_of
 
 __all__ = ["WhiteningTime"]
@@ -50,8 +50,7 @@ class WhiteningTime:
         settings = work.results.manifest().get("tuned", {}).get(self.optimizer)
         if settings is None:  # it diverged at every point of its grid
             return
-        run = Run(work.recipe, self.optimizer, settings, 0, Budget(epochs=work.recipe.epochs))
-        training = Training(run, work.splits)
+        training = Training(work.run(self.optimizer, settings, 0), work.splits)
         optimizer = training.optimizer
         if not isinstance(optimizer, WhitenedSGD):
             raise TypeError(f"{self.optimizer} whitens nothing")
@@ -59,7 +58,7 @@ class WhiteningTime:
         every = int(complete(self.optimizer, settings)["every"])
         step = _median(training.step, self.steps)
         whitener, rule = optimizer.whitener, optimizer.whitener.rule
-        inputs = Batches(work.splits.train.inputs)
+        inputs = Batches(work.compute.first(training.splits.train.inputs))
 
         def gather() -> object:
             return statistics_of(training.model, whitener.layers, inputs, rule.samples)
