@@ -143,9 +143,8 @@ def _work(
 
 def check(plan: Plan) -> None:
     """Refuse what the plan's optimizers will not take, before anything is written."""
-    for name in plan.tuned():
-        plan.recipe.grid(name)
-    for name, settings in plan.settings.items():
+    first = {name: plan.recipe.grid(name)[0] for name in plan.tuned()}
+    for name, settings in {**first, **plan.settings}.items():
         build(name, Task(plan.recipe.network(), plan.recipe.likelihood), settings)
 
 
