@@ -146,7 +146,9 @@ def check(plan: Plan) -> None:
     for name in plan.tuned():
         plan.recipe.grid(name)
     for name, settings in plan.settings.items():
-        build(name, Task(plan.recipe.network(), plan.recipe.likelihood), settings)
+        recipe = plan.recipe
+        task = Task(recipe.network(), recipe.likelihood, augmentation=recipe.augmentation)
+        build(name, task, settings)
 
 
 def print_report(folder: Path, paper: bool = False) -> None:
