@@ -143,9 +143,11 @@ def _work(
 
 def check(plan: Plan) -> None:
     """Refuse what the plan's optimizers will not take, before anything is written."""
-    first = {name: plan.recipe.grid(name)[0] for name in plan.tuned()}
+    recipe = plan.recipe
+    first = {name: recipe.grid(name)[0] for name in plan.tuned()}
     for name, settings in {**first, **plan.settings}.items():
-        build(name, Task(plan.recipe.network(), plan.recipe.likelihood), settings)
+        task = Task(recipe.network(), recipe.likelihood, augmentation=recipe.augmentation)
+        build(name, task, settings)
 
 
 def print_report(folder: Path, paper: bool = False) -> None:

@@ -104,6 +104,7 @@ def _first(
         whole.validation.first(validation),
         whole.test.first(test),
         whole.source,
+        whole.name,
     )
 
 
