@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# a process for each core, and one thread in each
+TESTS  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test smoke check lint types imports constraints clean
@@ -18,11 +20,11 @@ demo: $(VENV)/.lab
 	$(BIN)/natgrad compare digits-mlp --out runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 # make smoke: every recipe in its smoke profile, on made-up data unless NATGRAD_DATA is set.
 smoke: $(VENV)/.dev
-	$(BIN)/python -m pytest -m smoke tests/lab/test_smoke.py
+	$(TESTS) -m smoke tests/lab/test_smoke.py
 
 # make check: format, lint, types and import directions.
 check: lint types imports

@@ -147,3 +147,7 @@ def test_batchnorm_is_put_behind_every_hidden_layer_of_a_convolutional_network()
     assert isinstance(list(one.model)[-1], nn.Linear)
     assert one.inputs is not None
     one.model(one.inputs).sum().backward()
+
+
+def test_crops_are_accepted_before_there_is_any_data() -> None:
+    build("prong", Task(network(), Categorical(), augmentation=CROP), {"crops": 2})

@@ -178,11 +178,12 @@ def check_some_finished(plan: Plan, results: Results) -> None:
 
 def check_plan(plan: Plan) -> None:
     """Refuse what the plan's optimizers will not take, before anything is written."""
-    model = plan.compute.take(plan.recipe.network())
-    for name in plan.tuned():
-        plan.recipe.grid(name)
-    for name, settings in plan.settings.items():
-        build(name, Task(copy.deepcopy(model), plan.recipe.likelihood), settings)
+    recipe = plan.recipe
+    model = plan.compute.take(recipe.network())
+    first = {name: recipe.grid(name)[0] for name in plan.tuned()}
+    for name, settings in {**first, **plan.settings}.items():
+        own = copy.deepcopy(model)
+        build(name, Task(own, recipe.likelihood, augmentation=recipe.augmentation), settings)
 
 
 def print_report(folder: Path, paper: bool = False) -> None:

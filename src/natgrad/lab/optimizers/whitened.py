@@ -140,10 +140,10 @@ def _refuse_unfit(model: nn.Module) -> None:
 
 def _statistics(task: Task, samples: int, crops: int) -> Tensor | list[Tensor] | None:
     """What PRONG's statistics are of: always the same draws, so that refits can be repeated."""
-    if not crops:
-        return task.inputs
-    if task.augmentation is None or task.inputs is None:
+    if crops and task.augmentation is None:
         raise UsageError("crops= needs a recipe that augments its training images")
+    if not crops or task.augmentation is None or task.inputs is None:
+        return task.inputs
     images = task.inputs[:samples]
     return [task.augmentation(images, randomness(task.seed, 0, k)) for k in range(crops)]
 

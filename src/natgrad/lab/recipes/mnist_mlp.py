@@ -35,7 +35,20 @@ RECIPE = Recipe(
             for decay in (0.001, 0.01, 0.1)
         ],
         "muon": [{"lr": lr} for lr in (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01)],
-        **damped((0.003, 0.01, 0.03), (0.03, 0.1, 0.3)),
+        **{
+            name: [{**point, "refresh_every": 100} for point in points]
+            for name, points in damped((0.003, 0.01, 0.03), (0.03, 0.1, 0.3)).items()
+        },
+        "prong": [
+            {"lr": lr, "eps": eps, "every": 300, "basis": "cholesky"}
+            for eps in (0.01, 0.03, 0.1)
+            for lr in (0.003, 0.01, 0.03)
+        ],
+        "sngd": [  # compensated: with 50 examples a batch it trains at no small eps as printed
+            {"lr": lr, "eps": eps, "every": 100, "compensate": 1}
+            for eps in (0.01, 0.1, 1.0)
+            for lr in (0.003, 0.01, 0.03)
+        ],
     },
     settings={
         "sgd": {"lr": 0.02},
@@ -46,6 +59,8 @@ RECIPE = Recipe(
         "ekfac": {"lr": 0.001, "damping": 0.01},
         "tkfac": {"lr": 0.001, "damping": 0.01},
         "tekfac": {"lr": 0.001, "damping": 0.01},
+        "prong": {"lr": 0.01, "eps": 0.03, "every": 300, "basis": "cholesky"},
+        "sngd": {"lr": 0.01, "eps": 0.1, "every": 100, "compensate": 1},
     },
     paper=(
         Number(

@@ -110,7 +110,22 @@ WHOLE = Recipe(
     optimizers=("sgd", "sgd_bn", "sngd"),
     paper=(*NUMBERS, *CLAIMS),
     study=DetectionStudy(detection.marks_in, detection.EVALUATED_AT_ONCE),
-    profiles={"smoke": Profile({**QUICK, "data": luna16_volumes(scans=1)})},
+    profiles={
+        "smoke": Profile({**QUICK, "data": luna16_volumes(scans=1)}),
+        "cpu": Profile(
+            {
+                "data": luna16_volumes(scans=1),
+                "network": partial(PyramidDetector, (4, 8, 12, 16), grey=GREY),
+                "architecture": "the same with 4, 8, 12 and 16 channels",
+                "epochs": 8,
+                "tuning_epochs": 2,
+                "evaluations": 4,
+                "grids": SHORT,
+                "seeds": (0, 1),
+                "threads": 1,
+            }
+        ),
+    },
     differs=f"{DIFFERS}; one fold of LUNA16's ten and three seeds in place of ten folds",
 )
 GENERATED = replace(

@@ -113,7 +113,21 @@ WHOLE = Recipe(
                 "architecture": "the same with 2 channels",
                 **QUICK,
             }
-        )
+        ),
+        "cpu": Profile(
+            {
+                "data": luna16(scans=4),
+                "network": partial(MultiLevel, width=1 / 16, grey=GREY),
+                "architecture": "the same with 4 channels",
+                "batch_size": 16,
+                "epochs": 3,
+                "tuning_epochs": 1,
+                "evaluations": 2,
+                "grids": SHORT,
+                "seeds": (0, 1),
+                "threads": 1,
+            }
+        ),
     },
     differs=(
         f"{DIFFERS}; one fold of LUNA16's ten and three seeds in place of ten folds, training on "

@@ -47,17 +47,25 @@ class Sensitivity:
 
     def conclude(self, work: Work) -> None:
         """Write the table ``sensitivity`` and its figure."""
-        runs = {
-            value: _last_rows(work.results, self.name(value), work.seeds) for value in self.printed
-        }
+        runs = {value: self._last_rows(work, value) for value in self.printed}
+        diverged = {value: self._count(work, value, "diverged") for value in self.printed}
         name = work.recipe.data.name_of(work.splits)
-        work.folder.write_table("sensitivity", self._table(runs, name, len(work.seeds)))
+        work.folder.write_table("sensitivity", self._table(runs, diverged, name))
         caption = f"Accuracy after training by {self.key}: {name}, and the paper's on {self.theirs}"
         with styled():
             figure = sensitivity_figure(self, runs, name)
         work.folder.write_figure("sensitivity", figure, caption)
 
-    def _table(self, runs: Runs, name: str, seeds: int) -> Table:
+    def _last_rows(self, work: Work, value: float) -> list[dict[str, Any]]:
+        """The last point of every finished run."""
+        places = [work.results.run(self.name(value), seed) for seed in work.seeds]
+        return [p.rows()[-1] for p in places if p.status().get("status") == "finished"]
+
+    def _count(self, work: Work, value: float, status: str) -> int:
+        places = [work.results.run(self.name(value), seed) for seed in work.seeds]
+        return sum(place.status().get("status") == status for place in places)
+
+    def _table(self, runs: Runs, diverged: Mapping[float, int], name: str) -> Table:
         splits = ("train", "validation", "test")
         columns = [self.key]
         for split in splits:
@@ -68,7 +76,7 @@ class Sensitivity:
             row: list[Any] = [f"{value:g}"]
             for split in splits:
                 row += _mean_and_sd([point[f"{split}_metric"] for point in last])
-            rows.append([*row, len(last), seeds - len(last), *self.printed[value]])
+            rows.append([*row, len(last), diverged[value], *self.printed[value]])
         return Table(
             f"{self.key}: accuracy after training, {name} (%)",
             columns,
@@ -76,12 +84,6 @@ class Sensitivity:
             "Mean and sample standard deviation over the seeds that did not diverge; train figures "
             "are of whole images.",
         )
-
-
-def _last_rows(results: Results, name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The last point of every finished run."""
-    places = [results.run(name, seed) for seed in seeds]
-    return [p.rows()[-1] for p in places if p.status().get("status") == "finished"]
 
 
 def _mean_and_sd(values: Sequence[float]) -> list[float | None]:
