@@ -11,11 +11,13 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from natgrad.lab.augmentation import centre_crop
 
 __all__ = ["Channels", "Pixels", "of_pixels", "resnet20", "vgg", "vgg16bn"]
+
+fx.wrap("centre_crop")  # what follows a layer is found by tracing, which can't look at shapes
 
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
 

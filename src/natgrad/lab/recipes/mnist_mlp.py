@@ -55,10 +55,10 @@ RECIPE = Recipe(
         "adam": {"lr": 1e-3},
         "adamw": {"lr": 1e-3, "weight_decay": 0.01},
         "muon": {"lr": 1e-3},
-        "kfac": {"lr": 0.001, "damping": 0.01},
-        "ekfac": {"lr": 0.001, "damping": 0.01},
-        "tkfac": {"lr": 0.001, "damping": 0.01},
-        "tekfac": {"lr": 0.001, "damping": 0.01},
+        **{
+            name: {"lr": 0.001, "damping": 0.01, "refresh_every": 100}
+            for name in ("kfac", "ekfac", "tkfac", "tekfac")
+        },
         "prong": {"lr": 0.01, "eps": 0.03, "every": 300, "basis": "cholesky"},
         "sngd": {"lr": 0.01, "eps": 0.1, "every": 100, "compensate": 1},
     },
