@@ -102,7 +102,9 @@ def test_given_settings_are_not_tuned(tiny: Recipe, digits: Splits, tmp_path: Pa
 def test_an_optimizer_that_always_diverges_is_left_out(
     tiny: Recipe, digits: Splits, tmp_path: Path
 ) -> None:
-    recipe = dataclasses.replace(tiny, grids={"sgd": [{"lr": 1e12}], "adam": [{"lr": 1e-3}]})
+    rates = {"sgd": (1e12, 1e13), "adam": (1e-3, 2e-3)}
+    grids = {name: [{"lr": lr} for lr in tried] for name, tried in rates.items()}
+    recipe = dataclasses.replace(tiny, grids=grids)
     plan = Plan(recipe, ("sgd", "adam"), (0,), Budget(epochs=1))
     results, watch = Results(tmp_path), Recorder()
     assert compare(plan, digits, results, watch, never) == "finished"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from natgrad.lab.errors import UsageError
-from natgrad.lab.recipe import load, names
+from natgrad.lab.recipe import addresses, load
 from natgrad.lab.space import Choice, Range, checked, read_space, space_from, written_space
 
 
@@ -51,7 +51,7 @@ def test_a_space_survives_a_manifest() -> None:
 
 def test_recipes_state_spaces_that_hold_their_own_settings() -> None:
     stated = 0
-    for name in names():
+    for name in addresses():
         recipe = load(name)
         for optimizer, space in recipe.spaces.items():
             stated += 1
