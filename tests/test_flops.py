@@ -14,6 +14,7 @@ from natgrad.decompose import decompose
 from natgrad.flops import WARM, Cost, Rows, Stages, Work, layer_passes, model_flops, product
 from natgrad.patches import Patches, Window
 from natgrad.sample import OneHot, Sample
+from natgrad.split import GRAM_ROWS
 
 N, O, I = 5, 3, 4
 KINDS = [
@@ -194,14 +195,15 @@ def test_warm_bases_count_two_products_and_an_orthogonal_factorisation(widest):
     assert counted(lambda: decomposed(block)) == pytest.approx(products(work) + 4 * cubes)
 
 
+@pytest.mark.parametrize("rows", [3, GRAM_ROWS])
 @pytest.mark.parametrize("width", [511, 512, 600, 1024])
-def test_wide_moments_on_the_cpu_are_half_of_a_product(width):
+def test_wide_moments_of_many_rows_on_the_cpu_are_half_of_a_product(width, rows):
     block = blocks.KFAC((2, width), damping=0.1)
-    sample = Sample(torch.randn(3, 1, width), torch.randn(1, 3, 1, 2))
-    cost = block.cost(Rows(3))
+    sample = Sample(torch.randn(rows, 1, width), torch.randn(1, rows, 1, 2))
+    cost = block.cost(Rows(rows))
     assert counted(lambda: block.observe(sample)) == products(cost.statistics)
-    meta = blocks.KFAC((2, width), damping=0.1, device=torch.device("meta")).cost(Rows(3))
-    assert (meta == cost) == (width < 512)
+    meta = blocks.KFAC((2, width), damping=0.1, device=torch.device("meta")).cost(Rows(rows))
+    assert (meta == cost) == (width < 512 or rows < GRAM_ROWS)
 
 
 @pytest.mark.parametrize("widest", [None, 30, 4])
