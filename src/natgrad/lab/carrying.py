@@ -143,10 +143,9 @@ def _work(
 
 def check(plan: Plan) -> None:
     """Refuse what the plan's optimizers will not take, before anything is written."""
-    for name in plan.tuned():
-        plan.recipe.grid(name)
-    for name, settings in plan.settings.items():
-        recipe = plan.recipe
+    recipe = plan.recipe
+    first = {name: recipe.grid(name)[0] for name in plan.tuned()}
+    for name, settings in {**first, **plan.settings}.items():
         task = Task(recipe.network(), recipe.likelihood, augmentation=recipe.augmentation)
         build(name, task, settings)
 

@@ -68,7 +68,12 @@ class Conditioning(Silent):
         path = self._path(training)
         if path is None:
             return
-        kept = [row for row in read_rows(path) if row["update"] <= training.update]
+        points = {row["update"] for row in training.rows}
+        kept = [
+            row
+            for row in read_rows(path)
+            if (row["update"] in points if self.every is None else row["update"] <= training.update)
+        ]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(map(_line, kept)), encoding="utf-8")
         if self.every is not None and not kept:

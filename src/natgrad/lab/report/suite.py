@@ -119,12 +119,12 @@ def _stacked(variants: Mapping[str, single.Written]) -> tuple[list[str], list[li
     metrics = list(dict.fromkeys(_metric(each) for each in variants.values()))
     heading = metrics[0] if len(metrics) == 1 else "metric"
     rows = [
-        [variant, display_name(entry.optimizer)]
+        [f"{variant}: {display_name(entry.optimizer)}"]
         + [_ending(each, entry.optimizer, part) for part in PARTS]
         for variant, each in variants.items()
         for entry in each.summary.entries
     ]
-    return ["variant", "optimizer", *(f"{part} {heading}" for part in PARTS)], rows
+    return ["variant: optimizer", *(f"{part} {heading}" for part in PARTS)], rows
 
 
 def _metric(written: single.Written) -> str:

@@ -41,7 +41,8 @@ class Alongside(Silent):
         if training.run.tuning:
             return
         path = self._path(training)
-        kept = [row for row in read_rows(path) if row["update"] <= training.update]
+        points = {row["update"] for row in training.rows}
+        kept = [row for row in read_rows(path) if row["update"] in points]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(map(_line, kept)), encoding="utf-8")
 
@@ -66,7 +67,7 @@ class Alongside(Silent):
 
 
 def read_alongside(results: Results, name: str) -> list[dict[str, Any]]:
-    """All rows of that name in a results folder, run by run; the later of two at one update."""
+    """All rows of that name in a results folder, run by run."""
     rows: list[dict[str, Any]] = []
     for path in sorted((results.path / "runs").glob(f"*/seed*/{name}.jsonl")):
         rows += read_rows(path)
