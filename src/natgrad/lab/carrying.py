@@ -144,10 +144,10 @@ def _work(
 def check(plan: Plan) -> None:
     """Refuse what the plan's optimizers will not take, before anything is written."""
     recipe = plan.recipe
-    first = {name: recipe.grid(name)[0] for name in plan.tuned()}
-    for name, settings in {**first, **plan.settings}.items():
+    for name in plan.optimizers:
+        known = plan.fixed(name)
         task = Task(recipe.network(), recipe.likelihood, augmentation=recipe.augmentation)
-        build(name, task, settings)
+        build(name, task, recipe.grid(name)[0] if known is None else known)
 
 
 def print_report(folder: Path, paper: bool = False) -> None:
