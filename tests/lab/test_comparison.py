@@ -99,6 +99,16 @@ def test_given_settings_are_not_tuned(tiny: Recipe, digits: Splits, tmp_path: Pa
     assert "no tuning" in plan.rule()
 
 
+def test_a_single_point_is_not_tuned(tiny: Recipe, digits: Splits, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(tiny, grids={"sgd": [{"lr": 0.1}]})
+    plan = Plan(recipe, ("sgd",), (0,), Budget(epochs=1))
+    assert (plan.tuned(), plan.total()) == ([], 1)
+    results = Results(tmp_path)
+    assert compare(plan, digits, results, Recorder(), never) == "finished"
+    assert results.manifest()["tuned"]["sgd"]["lr"] == 0.1
+    assert not (tmp_path / "tuning").exists()
+
+
 def test_an_optimizer_that_always_diverges_is_left_out(
     tiny: Recipe, digits: Splits, tmp_path: Path
 ) -> None:

@@ -180,10 +180,10 @@ def check_plan(plan: Plan) -> None:
     """Refuse what the plan's optimizers will not take, before anything is written."""
     recipe = plan.recipe
     model = plan.compute.take(recipe.network())
-    first = {name: recipe.grid(name)[0] for name in plan.tuned()}
-    for name, settings in {**first, **plan.settings}.items():
-        own = copy.deepcopy(model)
-        build(name, Task(own, recipe.likelihood, augmentation=recipe.augmentation), settings)
+    for name in plan.optimizers:
+        known = plan.fixed(name)
+        task = Task(copy.deepcopy(model), recipe.likelihood, augmentation=recipe.augmentation)
+        build(name, task, recipe.grid(name)[0] if known is None else known)
 
 
 def print_report(folder: Path, paper: bool = False) -> None:

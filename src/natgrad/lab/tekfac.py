@@ -128,13 +128,13 @@ def classifier(network: str, data: DataSet, channels: Channels, classes: int) ->
         profiles={
             "cpu": Profile(
                 {
-                    "data": data.first(10_000, 1_000, 5_000),
+                    "data": data.first(8_000, 1_000, 5_000),
                     "network": partial(front, small[1]),
                     "architecture": small[0],
                     "grids": SMALL_GRIDS,
                     "settings": {name: grid[1] for name, grid in SMALL_GRIDS.items()},
                     "train_evaluated": 1_000,
-                    "epochs": 5,
+                    "epochs": 4,
                     "tuning_epochs": 1,
                     "evaluations": 2,
                     "schedule": "steps:3:0.1",
