@@ -1,7 +1,7 @@
 """The tables and figures of a study, as files.
 
 ```
-DIR/study/<name>.json       {"title", "columns", "rows", "note"}
+DIR/study/<name>.json       {"title", "columns", "rows", "note", "by_seed"}
 DIR/study/<name>.pdf .png   a figure, its caption in figures.json
 ```
 """
@@ -9,8 +9,8 @@ DIR/study/<name>.pdf .png   a figure, its caption in figures.json
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +33,15 @@ class Table:
         columns: headings; train and test figures side by side.
         rows: cells, numbers as numbers.
         note: how it was counted, a sentence or two.
+        by_seed: of the first cell of a row, then of a heading, then of a seed: its own figure. Not
+            shown; where the report finds them it compares rows seed by seed.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     note: str = ""
+    by_seed: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     def cell(self, row: str, column: str) -> Any:
         """A cell; None where there is no such row or column."""

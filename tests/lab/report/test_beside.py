@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from natgrad.lab.paper import Bound, Claim, Final, Number, Reached, StepTime, record
-from natgrad.lab.report.beside import Beside, beside
+from natgrad.lab.report.beside import Beside, beside, claimed
 from natgrad.lab.report.beside_tables import figure, terminal
+from natgrad.lab.report.ours import Ours
 from natgrad.lab.report.read import read_results
 from natgrad.lab.report.summary import summary_of
 
@@ -99,7 +101,7 @@ def test_a_number_of_what_was_not_run(tmp_path: Path) -> None:
 
 
 def test_claims_need_two_standard_errors(tmp_path: Path) -> None:
-    # 97.8 - 97.2 = 0.6; standard error sqrt(0.04 / 3 + 0.01 / 3) = 0.129
+    # 97.8 - 97.2 = 0.6; seed by seed 0.7, 0.5, 0.6: standard error 0.1 / sqrt(3) = 0.058
     holds, reverse, noise = judged(
         tmp_path,
         claim(Final("sngd"), Final("sgd")),
@@ -107,10 +109,27 @@ def test_claims_need_two_standard_errors(tmp_path: Path) -> None:
         claim(Final("sgd"), Final("sgd")),
     )
     assert holds.verdict == "reproduced"
-    assert holds.difference == "+0.60 ± 0.13"
+    assert holds.difference == "+0.60 ± 0.06"
     assert reverse.verdict == noise.verdict == "not reproduced"
     assert reverse.why == "the reverse; because"
     assert noise.why.startswith("within the noise")
+
+
+def test_claims_are_judged_seed_by_seed_where_the_seeds_are_the_same() -> None:
+    entry = record(claim(Final("a"), Final("b")))
+    ours = over((1.0, 2.0, 3.0), "012")
+    less = over((0.5, 1.7, 2.6), "012")  # 0.5, 0.3, 0.4: standard error 0.1 / sqrt(3)
+    row = claimed(entry, ours, less, data="MNIST", profile=FULL)
+    assert (row.difference, row.verdict) == ("+0.40 ± 0.06", "reproduced")
+    for other in ("123", ""):  # of other seeds, or not known one by one
+        less = over((0.5, 1.7, 2.6), other)
+        row = claimed(entry, ours, less, data="MNIST", profile=FULL)
+        assert (row.difference, row.verdict) == ("+0.40 ± 0.84", "not reproduced")
+
+
+def over(values: tuple[float, ...], seeds: str) -> Ours:
+    by_seed = dict(zip(seeds, values, strict=True)) if seeds else {}
+    return Ours(statistics.fmean(values), statistics.stdev(values), len(values), by_seed)
 
 
 def test_claims_are_judged_at_a_smaller_size_but_not_by_smoke(tmp_path: Path) -> None:

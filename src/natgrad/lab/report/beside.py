@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -19,7 +20,7 @@ RULES = (
     "A number is reproduced if ours is within two combined standard deviations of it, ours over "
     "seeds and the paper's as printed (where it prints none, ours stands for both).",
     "A claim is reproduced if our means are ordered as it says by more than two standard errors of "
-    "their difference.",
+    "their difference, of the differences seed by seed where both were run from the same seeds.",
     "Not comparable: other data, a smaller profile, or a single seed.",
 )
 
@@ -160,6 +161,9 @@ def _judged(
 
 
 def _standard_error(a: Ours, b: Ours) -> float | None:
+    differences = a.paired(b)
+    if differences is not None:
+        return statistics.stdev(differences) / math.sqrt(len(differences))
     if a.sd is None or b.sd is None:
         return None
     return math.sqrt(a.sd**2 / a.n + b.sd**2 / b.n)

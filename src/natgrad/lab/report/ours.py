@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from natgrad.lab.report.crossing import first_crossing
@@ -20,11 +20,20 @@ class Ours:
     """Mean and sample standard deviation of n seeds; no deviation for a single one.
 
     Where the optimizer diverged from every seed, or at every point of its grid, the mean is NaN.
+    ``by_seed`` is empty where only mean and deviation are known.
     """
 
     mean: float
     sd: float | None
     n: int
+    by_seed: Mapping[str, float] = field(default_factory=dict)
+
+    def paired(self, other: Ours) -> list[float] | None:
+        """Differences seed by seed; None where the two are not known from the same two or more."""
+        mine, theirs = self.by_seed, other.by_seed
+        if len(mine) < 2 or mine.keys() != theirs.keys():
+            return None
+        return [mine[seed] - theirs[seed] for seed in mine]
 
 
 def ours_of(reading: Mapping[str, Any], results: Results, summary: Summary) -> Ours | None:
@@ -45,16 +54,18 @@ def ours_of(reading: Mapping[str, Any], results: Results, summary: Summary) -> O
     if not runs and _diverged(reading["optimizer"], results):
         return Ours(math.nan, None, len(results.runs.get(reading["optimizer"], ())))
     if kind == "final":
-        values = [run.final(reading["quantity"]) for run in runs]
-        return _over([100 - value for value in values] if reading["complement"] else values)
+        values = {run.label: run.final(reading["quantity"]) for run in runs}
+        if reading["complement"]:
+            values = {seed: 100 - value for seed, value in values.items()}
+        return _over(values)
     if kind == "steptime":
         others = [run for run in results.runs.get(reading["relative_to"], ()) if run.finished]
         return _over(_ratios(runs, others))
     if kind == "reached" and summary.target is not None:
         loss = summary.target.loss
-        places = [first_crossing(run.rows, loss, reading["axis"]) for run in runs]
+        places = {run.label: first_crossing(run.rows, loss, reading["axis"]) for run in runs}
         complete = len(runs) == len(results.runs.get(reading["optimizer"], ()))
-        return _over(places) if complete and all(map(math.isfinite, places)) else None
+        return _over(places) if complete and all(map(math.isfinite, places.values())) else None
     return None
 
 
@@ -65,11 +76,13 @@ def _diverged(optimizer: str, results: Results) -> bool:
     return nowhere or (bool(runs) and all(run.status == "diverged" for run in runs))
 
 
-def _ratios(runs: Sequence[Run], others: Sequence[Run]) -> list[float]:
+def _ratios(runs: Sequence[Run], others: Sequence[Run]) -> dict[str, float]:
     """Seconds an epoch over the other's, seed by seed: both took turns within a seed."""
     slow = {run.label: _seconds_per_epoch(run) for run in others}
-    pairs = [(_seconds_per_epoch(run), slow.get(run.label)) for run in runs]
-    return [mine / other for mine, other in pairs if mine is not None and other]
+    pairs = {run.label: (_seconds_per_epoch(run), slow.get(run.label)) for run in runs}
+    return {
+        seed: mine / other for seed, (mine, other) in pairs.items() if mine is not None and other
+    }
 
 
 def _seconds_per_epoch(run: Run) -> float | None:
@@ -90,12 +103,13 @@ def _cell(reading: Mapping[str, Any], results: Results) -> Ours | None:
         float(value),
         float(sd) if isinstance(sd, (int, float)) else None,
         seeds if isinstance(seeds, int) else max(1, len(results.seeds)),
+        table.by_seed.get(reading["row"], {}).get(reading["column"], {}),
     )
 
 
-def _over(values: Sequence[float]) -> Ours | None:
-    known = [value for value in values if math.isfinite(value)]
+def _over(values: Mapping[str, float]) -> Ours | None:
+    known = {seed: value for seed, value in values.items() if math.isfinite(value)}
     if not known:
         return None
-    sd = statistics.stdev(known) if len(known) > 1 else None
-    return Ours(statistics.fmean(known), sd, len(known))
+    sd = statistics.stdev(known.values()) if len(known) > 1 else None
+    return Ours(statistics.fmean(known.values()), sd, len(known), known)

@@ -201,22 +201,23 @@ def _medians(
 
 def _errors(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The four approximations, each the median over layers, seeds and moments, with the worst."""
-    cells = []
+    cells, by_seed = [], {}
     for structure in STRUCTURES:
         mine = [row for row in rows if row["structure"] == structure]
         figures = [statistics.median(row[key] for row in mine) for key in FIGURES]
-        seeds = {row["seed"] for row in mine}
-        per_seed = [
-            statistics.median(row["error"] for row in mine if row["seed"] == seed) for seed in seeds
-        ]
-        sd = statistics.stdev(per_seed) if len(per_seed) > 1 else None
-        cells.append([structure.upper(), *figures, sd, len(seeds)])
+        errors: dict[str, list[float]] = {}
+        for row in mine:
+            errors.setdefault(str(row["seed"]), []).append(row["error"])
+        medians = {seed: statistics.median(each) for seed, each in errors.items()}
+        sd = statistics.stdev(medians.values()) if len(medians) > 1 else None
+        cells.append([structure.upper(), *figures, sd, len(medians)])
+        by_seed[structure.upper()] = {"error": medians}
     columns = ("structure", "error", "trace", "cosine", "step error", "error sd", "seeds")
     note = (
         "Medians over layers, seeds and moments of training. Error |F - F'| / |F|, trace "
         "tr F' / tr F, cosine and relative error of the damped natural gradients."
     )
-    return Table("Approximations against the exact Fisher", columns, cells, note)
+    return Table("Approximations against the exact Fisher", columns, cells, note, by_seed)
 
 
 def _drawn(rows: Sequence[Mapping[str, Any]]) -> Figure:
