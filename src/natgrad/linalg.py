@@ -146,10 +146,12 @@ def inverse(M: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ``M^-1 [.., d, d]``, and a boolean ``[..]`` that says which of the stack succeeded.
     """
-    L, info = torch.linalg.cholesky_ex(M)
+    L = torch.empty_like(M, memory_format=torch.contiguous_format).mT  # by columns, as LAPACK does
+    info = torch.empty(M.shape[:-2], dtype=torch.int32, device=M.device)
+    L, info = torch.linalg.cholesky_ex(M, out=(L, info))
     succeeded = info == 0
     if bool(succeeded.all()):
-        inv = torch.cholesky_inverse(L)
+        inv = torch.cholesky_inverse(L, out=L).mT  # symmetric to the bit
         return inv, finite(inv)
     inv = torch.cholesky_inverse(_where(succeeded, L))
     if M.dtype != torch.float64:
