@@ -74,7 +74,8 @@ def test_the_sources_are_found():
 
 def test_hooks_are_registered_only_where_backward_passes_are_listened_to():
     whiten = {"whiten/statistics.py", "whiten/whitener.py"}  # a gradient; the optimizer's steps
-    assert files_with(registers_hook) <= {"tap.py", "fused.py", "retained.py", "replay.py"} | whiten
+    listening = {"tap.py", "backward.py", "fused.py", "retained.py", "replay.py"}
+    assert files_with(registers_hook) <= listening | whiten
     assert "tap.py" in files_with(registers_hook)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -35,8 +36,8 @@ class Decompositions:
                 raise torch.linalg.LinAlgError("broken for the test")
             return eigh(M)
 
-        def breaking_cholesky(M: Tensor):
-            L, info = cholesky(M)
+        def breaking_cholesky(M: Tensor, **kwargs: Any):
+            L, info = cholesky(M, **kwargs)
             return L, torch.ones_like(info) if self._breaks(M) else info
 
         monkeypatch.setattr(torch.linalg, "eigh", breaking_eigh)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natgrad.moments import Moment
+from natgrad.moments import Later, Moment
 from tests.networks import normal
 
 
@@ -138,3 +138,80 @@ def test_of_other_means_all_is_asked():
     moment = Moment(4, 4, decay=0.9)
     moment.add(normal(4, 4), 1)
     assert moment.witness() is moment.pending
+
+
+def later(total: torch.Tensor, formed: list[int]) -> Later:
+    def form() -> torch.Tensor:
+        formed.append(1)
+        return total
+
+    return Later(form, total.abs().amax())
+
+
+def test_what_is_formed_later_is_formed_once_at_the_commit():
+    found, expected, formed = moment(2, decay=0.5), moment(2, decay=0.5), []
+    for k in range(3):
+        found.add(later(normal(2, seed=k), formed), 4)
+        assert len(formed) == k
+        assert torch.equal(found.witness(), normal(2, seed=k).abs().amax())
+        assert found.pending is None
+        found.commit()
+        expected.add(normal(2, seed=k), 4)
+        expected.commit()
+        assert len(formed) == k + 1
+        assert found.witness() is None
+    assert torch.equal(found.mean(), expected.mean())
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("second", [True, False])
+def test_another_sum_may_come_before_or_after_one_that_is_formed_later(first, second):
+    found, expected = moment(2, decay=0.5), moment(2, decay=0.5)
+    for k, delayed in enumerate((first, second)):
+        total = normal(2, seed=k)
+        found.add(later(total, []) if delayed else total, 4 + k)
+        expected.add(total, 4 + k)
+    assert torch.equal(found.witness(), expected.pending)
+    found.commit()
+    expected.commit()
+    assert torch.equal(found.mean(), expected.mean())
+
+
+def test_what_is_formed_later_can_be_dropped_unformed():
+    found, formed = moment(2, decay=0.5), []
+    found.add(later(normal(2), formed), 4)
+    found.discard()
+    found.commit()
+    assert not formed
+    assert not found.weight
+
+
+def test_what_is_formed_later_is_formed_to_be_corrected_or_saved():
+    for change in (lambda m: m.correct(2.0), lambda m: m.state_dict()):
+        found, expected = moment(2, decay=0.5), moment(2, decay=0.5)
+        found.add(later(normal(2), []), 4)
+        expected.add(normal(2), 4)
+        change(found), change(expected)
+        assert torch.equal(found.pending, expected.pending)
+        assert found.state_dict().keys() == expected.state_dict().keys()
+
+
+def test_room_that_was_made_is_used_and_given_up():
+    found, expected = moment(2, decay=0.5), moment(2, decay=0.5)
+    for k in range(4):
+        if k % 2:
+            found.make_room()
+        room = found._room
+        total = normal(2, seed=k)
+        found.add(total, 4)
+        expected.add(total.clone(), 4)
+        assert (found.pending is total) == (room is None)
+        assert room is None or found.pending is room
+        found.commit()
+        expected.commit()
+        assert found._room is None
+        assert torch.equal(found.mean(), expected.mean())
+    found.make_room()
+    found.commit()  # nothing came
+    assert found._room is None
+    assert torch.equal(found.mean(), expected.mean())

@@ -225,3 +225,36 @@ def block_of(Block: type[blocks.Block], sample: Sample, shared: str) -> blocks.B
     for moment in block.moments():
         moment.commit()
     return block
+
+
+@pytest.mark.parametrize("widest", [None, 32])
+@pytest.mark.parametrize("conv", [{}, {"stride": 2}, {"bias": False}, {"groups": 2}])
+def test_images_much_smaller_than_the_moment_wait_in_its_place(conv, widest, monkeypatch):
+    layer = nn.Conv2d(8, 4, 3, padding=1, **conv).double()
+    view, x = ConvView("", layer), normal(2, 8, 4, 4)
+    g = normal(*((2,) if "groups" in conv else ()), 1, 2, 4 if "stride" in conv else 16,
+               2 if "groups" in conv else 4)  # fmt: skip
+    moments = []
+    for smaller in (1, 10**9):
+        monkeypatch.setattr("natgrad.blocks.kfac.SMALLER", smaller)
+        image = x.clone()
+        block = blocks.KFAC(
+            view.shape, groups=view.groups, damping=0.1, dtype=torch.float64, widest=widest
+        )
+        block.observe(Sample(view.inputs(image), g))
+        image.zero_()  # nobody else's business any more
+        assert (block.A.pending is None) == (smaller == 1)
+        moments.append(block.A)
+    bound = moments[0].witness()
+    for moment in moments:
+        moment.commit()
+    assert torch.equal(moments[0].mean(), moments[1].mean())
+    assert moments[0].value.abs().amax() <= bound
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_bound_on_what_is_not_finite_is_not_either(bad):
+    image = normal(2, 3, 4, 4)
+    image[1, 2, 3, 3] = bad
+    window = Window((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
+    assert not torch.isfinite(Patches(image, window).bound())

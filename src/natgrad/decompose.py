@@ -130,22 +130,28 @@ def _decompose_parts(parts: Sequence[_Part]) -> list[Eigen | Tensor | None]:
 def _decompose_stack(factors: list[_Part]) -> list[Eigen | Tensor | None]:
     if factors[0].diagonal:
         return [_decompose_diagonal(factor) for factor in factors]
-    stack = torch.stack([factor.matrix for factor in factors])
+    stack = _stacked([factor.matrix for factor in factors])
     finite = linalg.finite(stack)
     if not bool(finite.all()):
         stack = torch.where(finite[..., None, None], stack, torch.zeros_like(stack))
     if factors[0].ridge is None:
         last = [factor.last for factor in factors if factor.last is not None]
-        eigen, ok = linalg.eigh_from(stack, torch.stack(last)) if last else linalg.eigh(stack)
+        eigen, ok = linalg.eigh_from(stack, _stacked(last)) if last else linalg.eigh(stack)
         assert isinstance(eigen.vectors, Tensor)
         pairs = zip(eigen.values, eigen.vectors, strict=True)
         found: list[Eigen | Tensor] = [Eigen(l, U) for l, U in pairs]
     else:
         ridges = [torch.as_tensor(f.ridge).to(stack).expand(stack.shape[1:-2]) for f in factors]
-        inverses, ok = linalg.inverse(linalg.add_ridge(stack, torch.stack(ridges)))
+        stack = linalg.add_ridge(stack, torch.stack(ridges))  # the one without is let go of
+        inverses, ok = linalg.inverse(stack)
         found = list(inverses)
     good = (ok & finite).reshape(len(factors), -1).all(-1).tolist()
     return [result if fine else None for result, fine in zip(found, good, strict=True)]
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    """``[len, ..]``; a wide matrix comes alone, and isn't copied."""
+    return matrices[0].unsqueeze(0) if len(matrices) == 1 else torch.stack(list(matrices))
 
 
 def _decompose_diagonal(factor: _Part) -> Eigen | Tensor | None:

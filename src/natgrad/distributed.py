@@ -60,6 +60,8 @@ def sum_pending(moments: Sequence[Moment]) -> None:
     """
     if world_size() == 1 or not moments:
         return
+    for moment in moments:
+        moment.settle()
     zero = torch.zeros_like(moments[0].weight)
     weights = torch.stack([zero if m.pending_weight is None else m.pending_weight for m in moments])
     dist.all_reduce(weights)

@@ -140,17 +140,16 @@ def eigh_from(M: Tensor, U: Tensor) -> tuple[Eigen, Tensor]:
 
 
 def inverse(M: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse of positive definite matrices by Cholesky, ``d^3`` multiply-adds each.
-
-    What is not positive definite in the given precision is tried again in float64.
+    """Inverse of positive definite matrices by Cholesky, in float64 if need be, ``d^3`` products.
 
     Returns:
         ``M^-1 [.., d, d]``, and a boolean ``[..]`` that says which of the stack succeeded.
     """
-    L, info = torch.linalg.cholesky_ex(M)
+    L = torch.empty_like(M, memory_format=torch.contiguous_format).mT  # by columns, as LAPACK does
+    L, info = torch.linalg.cholesky_ex(M, out=(L, M.new_empty(M.shape[:-2], dtype=torch.int32)))
     succeeded = info == 0
     if bool(succeeded.all()):
-        inv = torch.cholesky_inverse(L)
+        inv = torch.cholesky_inverse(L, out=L).mT  # symmetric to the bit
         return inv, finite(inv)
     inv = torch.cholesky_inverse(_where(succeeded, L))
     if M.dtype != torch.float64:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Moment"]
+__all__ = ["Later", "Moment"]
+
+ROOM_BYTES = 2**24  #: larger sums get pages of their own from the system
+
+
+@dataclass(frozen=True)
+class Later:
+    """A sum that is formed when it is needed, for what it is made of takes less memory.
+
+    Args:
+        form: forms it.
+        bound: a number that none of its entries exceeds; not finite where the sum isn't.
+    """
+
+    form: Callable[[], Tensor]
+    bound: Tensor
 
 
 class Moment(nn.Module):
@@ -20,7 +36,8 @@ class Moment(nn.Module):
     ``decay=1`` is the plain mean over everything seen, ``decay=0`` keeps the last step only.
 
     What is added waits in ``pending`` until :meth:`commit`, so that a step can still be dropped
-    whole by :meth:`discard`, and micro-batches of one step are averaged before they decay.
+    whole by :meth:`discard`, and micro-batches of one step are averaged before they decay. A sum
+    that is to be formed :class:`Later` is so at the commit, or when another one is added to it.
 
     Args:
         shape: shape of the tensor averaged.
@@ -45,26 +62,51 @@ class Moment(nn.Module):
     ) -> None:
         super().__init__()
         self.decay, self.of_inputs, self.of_products = decay, of_inputs, of_products
+        self._later: Later | None = None
+        self._room: Tensor | None = None
         self.register_buffer("value", torch.zeros(shape, dtype=dtype, device=device))
         self.register_buffer("weight", torch.zeros((), dtype=dtype, device=device))
         self.register_buffer("pending", None)
         self.register_buffer("pending_weight", None)
 
-    def add(self, total: Tensor, rows: int) -> None:
+    def make_room(self) -> None:
+        """Let what will be added lie in memory that is taken now."""
+        if self.pending_weight is None and self.value.nbytes <= ROOM_BYTES:
+            self._room = torch.empty_like(self.value)
+
+    def add(self, total: Tensor | Later, rows: int) -> None:
         """Add the sum ``total`` over ``rows`` rows to what waits for the next commit."""
         weight = torch.full_like(self.weight, rows)
-        if self.pending is None or self.pending_weight is None:
-            self.pending, self.pending_weight = total, weight
-        else:
-            self.pending, self.pending_weight = self.pending + total, self.pending_weight + weight
+        if self.pending_weight is None:
+            self.pending_weight = weight
+            if isinstance(total, Later):
+                self._later = total
+            else:
+                self.pending = total if self._room is None else self._room.copy_(total)
+            self._room = None
+            return
+        self.settle()
+        assert self.pending is not None
+        total = total.form() if isinstance(total, Later) else total
+        self.pending, self.pending_weight = self.pending + total, self.pending_weight + weight
+
+    def settle(self) -> None:
+        """Form what waits, where that was left for later."""
+        if self._later is not None:
+            self.pending, self._later = self._later.form(), None
 
     def correct(self, factor: float) -> None:
         """Multiply the gradients behind what waits by ``factor``."""
-        if self.pending is not None and not self.of_inputs and factor != 1:
+        if self.of_inputs or factor == 1:
+            return
+        self.settle()
+        if self.pending is not None:
             self.pending = self.pending * factor**2
 
     def commit(self) -> None:
         """Let what waits enter the average, and decay the old by ``decay``; else do nothing."""
+        self.settle()
+        self._room = None
         if self.pending is None or self.pending_weight is None:
             return
         torch.add(self.pending, self.value, alpha=self.decay, out=self.value)  # in one pass
@@ -73,15 +115,18 @@ class Moment(nn.Module):
 
     def discard(self) -> None:
         """Drop what waits."""
-        if self.pending is not None:
-            self.pending = self.pending_weight = None
+        self._room = None
+        if self.pending_weight is not None:
+            self.pending = self.pending_weight = self._later = None
 
     def witness(self) -> Tensor | None:
-        """A part of what waits that is finite only if all of it is.
+        """Something small that is finite only if all that waits is; None if nothing waits.
 
         Of ``sum a a^T`` the diagonal: ``|sum a_i a_j|`` is at most the larger of ``sum a_i^2`` and
-        ``sum a_j^2``.
+        ``sum a_j^2``. Of what has not been formed the bound on its entries.
         """
+        if self._later is not None:
+            return self._later.bound
         if self.pending is None or not self.of_products:
             return self.pending
         return self.pending.diagonal(dim1=-2, dim2=-1)
@@ -90,11 +135,16 @@ class Moment(nn.Module):
         """The bias-corrected average (zero before the first commit)."""
         return self.value / self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
 
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.settle()
+        super()._save_to_state_dict(*args, **kwargs)
+
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         # buffers that are None now but stand in the checkpoint (saved in the middle of an
         # accumulation) need a place to be loaded to, and the other way round
+        self._later = None
         for name in ("pending", "pending_weight"):
             saved = state_dict.get(prefix + name)
             setattr(self, name, None if saved is None else torch.zeros_like(saved).to(self.value))

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from natgrad.homogeneous import Homogeneous
 from natgrad.layers import LayerView
 from natgrad.patches import Patches
 from natgrad.sample import Inputs, OneHot, Sample, concatenated, statistics_dtype
 
-__all__ = ["Arranged", "Pass", "Use", "as_it_is", "batch_first", "sample_of", "send_back"]
+__all__ = ["Arranged", "Pass", "Use", "as_it_is", "batch_first", "sample_of"]
 
 Arranged: TypeAlias = Callable[[Tensor], Tensor]
 Rows = TypeVar("Rows", Tensor, Inputs)
@@ -60,23 +61,6 @@ class Pass:
                     use.edge = None
 
 
-def send_back(root: GradientEdge, column: Tensor, uses: list[Use]) -> None:
-    """One backward pass from the logits to the layers' outputs; the graph is kept."""
-    inner = []
-    for use in uses:
-        if use.edge is None:
-            use.reached(column)  # this layer's output is the logits
-        else:
-            inner.append(use)
-    if not inner:
-        return
-    edges = [use.edge for use in inner if use.edge is not None]
-    found = torch.autograd.grad([root], edges, [column], retain_graph=True, allow_unused=True)
-    for use, grad in zip(inner, found, strict=True):
-        if grad is not None:
-            use.reached(grad)
-
-
 def sample_of(uses: list[Use], examples: int | None) -> Sample:
     """Pair the rows of all uses; several uses are further positions of the same examples.
 
@@ -85,13 +69,19 @@ def sample_of(uses: list[Use], examples: int | None) -> Sample:
         examples: of the batch, where the logits are known.
     """
     inputs = [_by_example(use.view.inputs(use.h), examples) for use in uses]
-    columns = [torch.stack([use.view.output_rows(x) for x in use.grads], -4) for use in uses]
-    outputs = [_by_example(rows, examples) for rows in columns]
+    outputs = [_by_example(_columns(use), examples) for use in uses]
     if len({rows.shape[-3] for rows in inputs}) > 1:
         inputs, outputs = _as_one(inputs), _as_one(outputs)
     weight = next(iter(uses[0].view.parameters().values()))
     dtype = statistics_dtype(weight.dtype)
-    return Sample(concatenated(inputs), torch.cat(outputs, dim=-2)).to(dtype)
+    g = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)
+    return Sample(concatenated(inputs), g).to(dtype)
+
+
+def _columns(use: Use) -> Tensor:
+    """The output rows ``[(q,) c, n, t, o]`` of all columns; a single one is not copied."""
+    rows = [use.view.output_rows(grad) for grad in use.grads]
+    return rows[0].contiguous().unsqueeze(-4) if len(rows) == 1 else torch.stack(rows, -4)
 
 
 def as_it_is(z: Tensor) -> Tensor:
@@ -116,6 +106,8 @@ def _by_example(rows: Rows, examples: int | None) -> Rows:
     t = count * positions // n
     if isinstance(rows, OneHot):
         return OneHot(rows.indices.reshape(n, t), rows.size)
+    if isinstance(rows, Homogeneous):
+        return rows.by_example(n, t)
     if isinstance(rows, Patches):
         rows = rows.rows
     return rows.reshape(*rows.shape[:-3], n, t, rows.shape[-1])

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import grad
 
 from natgrad.shifts import Padding, cost, shifted_moment
-from natgrad.split import gram
+from natgrad.split import Split, gram
 
 __all__ = ["Patches", "Window", "grouped_rows", "unfolded"]
 
@@ -174,6 +174,22 @@ class Patches:
         norms = seen.sum(tuple(range(-len(window.kernel), 0))).flatten(2).movedim(1, 0)
         norms = norms if window.groups > 1 else norms.squeeze(0)
         return norms + 1 if window.ones else norms
+
+    def moment(self, split: Split | None = None) -> Tensor:
+        """:meth:`second_moment`, or its blocks of ``split`` alone, in the cheaper way."""
+        products = self.moment_products()
+        if products is not None:
+            if split is None:
+                return self.second_moment()
+            if products < self.shape[-3:-1].numel() * split.entries * self.window.groups:
+                return split.taken(self.second_moment())
+        return gram(self.rows.flatten(-3, -2), None, split)
+
+    def bound(self) -> Tensor:
+        """What no entry of :meth:`second_moment` exceeds: ``|x|^2``, or the number of rows."""
+        x = self.image.flatten()
+        squared = torch.dot(x, x)
+        return squared + self.shape[-3:-1].numel() if self.window.ones else squared
 
     def moment_products(self) -> float | None:
         """Multiply-adds of :meth:`second_moment`, all groups together; None where it makes rows."""

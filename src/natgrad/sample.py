@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from natgrad.homogeneous import Homogeneous
 from natgrad.padded import times
 from natgrad.patches import Patches
 from natgrad.split import BlockDiagonal, Matrix, Split, gram
@@ -55,7 +56,8 @@ class OneHot:
 
 
 InputRows: TypeAlias = Tensor | OneHot  #: ``a [(q,) n, t, i]``, the bias column of ones last
-Inputs: TypeAlias = InputRows | Patches  #: the same rows, or what they are made of when needed
+Unwritten: TypeAlias = Patches | Homogeneous  #: what rows are made of when needed
+Inputs: TypeAlias = InputRows | Unwritten  #: the same rows, one way or another
 OutputRows: TypeAlias = Tensor  #: ``g [(q,) c, n, t, o]``
 
 
@@ -74,8 +76,9 @@ class Sample:
     exact Fisher, the draws of the sampled one (each already scaled by ``draws^-1/2``), and is 1
     for the empirical one.
 
-    ``a`` may be given as :class:`~natgrad.patches.Patches`: sums of ``a`` and ``a a^T`` are then
-    had from the images; what asks for the rows themselves has them made, once for the sample.
+    ``a`` may be given as :class:`~natgrad.patches.Patches`, or without its column of ones as
+    :class:`~natgrad.homogeneous.Homogeneous`. Sums of ``a`` and ``a a^T`` are then had from these;
+    what asks for the rows themselves has them made, once for the sample.
     """
 
     inputs: Inputs
@@ -91,8 +94,8 @@ class Sample:
 
     @property
     def a(self) -> InputRows:
-        """The input rows, written out where they are patches."""
-        return self.inputs.rows if isinstance(self.inputs, Patches) else self.inputs
+        """The input rows, written out."""
+        return self.inputs.rows if isinstance(self.inputs, Unwritten) else self.inputs
 
     @property
     def examples(self) -> int:
@@ -111,8 +114,9 @@ class Sample:
         return a.nbytes + self.g.nbytes
 
     def kept(self) -> Sample:
-        """The same, for later: images are copied, rows made of them forgotten."""
-        return Sample(self.inputs.kept(), self.g) if isinstance(self.inputs, Patches) else self
+        """The same, for later: nobody else changes it, and rows made of images are forgotten."""
+        inputs = self.inputs.kept() if isinstance(self.inputs, Unwritten) else self.inputs
+        return Sample(inputs, self.g.clone())
 
     def first(self, examples: int) -> Sample:
         """The first so many examples, at least one."""
@@ -120,7 +124,7 @@ class Sample:
         a, g = self.inputs, self.g[..., some, :, :]
         if isinstance(a, OneHot):
             return Sample(OneHot(a.indices[some], a.size), g)
-        return Sample(a.part(some) if isinstance(a, Patches) else a[..., some, :, :], g)
+        return Sample(a.part(some) if isinstance(a, Unwritten) else a[..., some, :, :], g)
 
     def scaled(self, factor: float) -> Sample:
         """``g`` times a number."""
@@ -130,7 +134,7 @@ class Sample:
         """Tensors and plain values, for checkpoints."""
         if isinstance(self.inputs, OneHot):
             return {"a": self.inputs.indices, "size": self.inputs.size, "g": self.g}
-        if isinstance(self.inputs, Patches):
+        if isinstance(self.inputs, Unwritten):
             return {"g": self.g, **self.inputs.state()}
         return {"a": self.inputs, "g": self.g}
 
@@ -139,6 +143,8 @@ class Sample:
         """The inverse of :meth:`state`."""
         if "image" in state:
             return Sample(Patches.from_state(state), state["g"])
+        if "h" in state:
+            return Sample(Homogeneous.from_state(state), state["g"])
         a = OneHot(state["a"], state["size"]) if "size" in state else state["a"]
         return Sample(a, state["g"])
 
@@ -147,7 +153,7 @@ class Sample:
         g = self.g.to(device=device, dtype=dtype)
         if isinstance(self.inputs, OneHot):
             return Sample(OneHot(self.inputs.indices.to(device=device), self.inputs.size), g)
-        if isinstance(self.inputs, Patches):
+        if isinstance(self.inputs, Unwritten):
             return Sample(self.inputs.to(dtype, device), g)
         return Sample(self.inputs.to(device=device, dtype=dtype), g)
 
@@ -156,7 +162,7 @@ class Sample:
         a = self.inputs
         if isinstance(a, OneHot) or self.positions == 1:
             return self
-        mean = a.mean() if isinstance(a, Patches) else a.mean(-2, keepdim=True)
+        mean = a.mean() if isinstance(a, Unwritten) else a.mean(-2, keepdim=True)
         return Sample(mean, self.g.sum(-2, keepdim=True))
 
     def rotated(self, U_A: Matrix | None, U_G: Matrix | None) -> Sample:
@@ -173,12 +179,8 @@ class Sample:
             weights: ``w [(q,) n, t]``, ones by default.
             split: the blocks on the diagonal that are wanted alone, one after the other.
         """
-        products = self.input_products() if weights is None else None
-        if isinstance(self.inputs, Patches) and products is not None:
-            if split is None:
-                return self.inputs.second_moment()
-            if products < self.examples * self.positions * split.entries:
-                return split.taken(self.inputs.second_moment())
+        if isinstance(self.inputs, Unwritten) and weights is None:
+            return self.inputs.moment(split)
         if isinstance(self.inputs, Patches) and weights is not None and split is None:
             return self.inputs.weighted_moment(weights)
         a = self.a
@@ -204,7 +206,7 @@ class Sample:
 
     def input_norms(self) -> Tensor:
         """``|a|^2 [(q,) n, t]``."""
-        if isinstance(self.inputs, Patches):
+        if isinstance(self.inputs, Unwritten):
             return self.inputs.norms()
         if isinstance(self.inputs, OneHot):
             return (self.inputs.indices >= 0).to(self.g.dtype)
@@ -290,7 +292,7 @@ def concatenated(inputs: Sequence[Inputs]) -> Inputs:
     if isinstance(first, OneHot):
         indices = [each.indices for each in inputs if isinstance(each, OneHot)]
         return OneHot(torch.cat(indices, dim=-1), first.size)
-    rows = [each.rows if isinstance(each, Patches) else each for each in inputs]
+    rows = [each.rows if isinstance(each, Unwritten) else each for each in inputs]
     return torch.cat([each for each in rows if isinstance(each, Tensor)], dim=-2)
 
 

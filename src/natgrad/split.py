@@ -197,7 +197,12 @@ def mirrors(rows: int, d: int, groups: bool, device: torch.device) -> bool:
     return not groups and d >= 2 * GRAM_BLOCK and rows >= GRAM_ROWS and device.type == "cpu"
 
 
-def gram(rows: Tensor, weights: Tensor | None = None, split: Split | None = None) -> Tensor:
+def gram(
+    rows: Tensor,
+    weights: Tensor | None = None,
+    split: Split | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """``sum_n w_n a_n a_n^T [.., d, d]`` for rows ``a [.., n, d]``.
 
     Of a wide matrix on CPU only the blocks on and below the diagonal are multiplied, and mirrored.
@@ -206,14 +211,15 @@ def gram(rows: Tensor, weights: Tensor | None = None, split: Split | None = None
         rows: ``[.., n, d]``.
         weights: ``[.., n]``, ones by default.
         split: the blocks on the diagonal that are wanted alone, ``[.., split.entries]``.
+        out: ``[d, d]``, where to write a whole matrix.
     """
     left = rows if weights is None else rows * weights.unsqueeze(-1)
     if split is not None:
         return split.moment(left, rows)
     n, d = rows.shape[-2:]
     if not mirrors(n, d, rows.ndim > 2, rows.device):
-        return left.mT @ rows
-    found = rows.new_empty(d, d)
+        return left.mT @ rows if out is None else torch.mm(left.mT, rows, out=out)
+    found = rows.new_empty(d, d) if out is None else out
     for start in range(0, d, GRAM_BLOCK):
         end = min(start + GRAM_BLOCK, d)
         torch.mm(left[:, start:end].mT, rows[:, :end], out=found[start:end, :end])

@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
+from natgrad.backward import Backward
 from natgrad.calls import Heard, in_backward, listen, reentrant, trains, unlisten, whole
 from natgrad.draws import Draws
-from natgrad.hooks import Hook, Listener
+from natgrad.hooks import Hook, Listener, nothing
 from natgrad.layers import LayerView
 from natgrad.layers.attention import ProjectionView
 from natgrad.likelihood import Likelihood
 from natgrad.logits import LogitsKey, logits_of
-from natgrad.passes import Arranged, Pass, Use, as_it_is, batch_first, sample_of, send_back
+from natgrad.passes import Arranged, Pass, Use, as_it_is, batch_first, sample_of
 from natgrad.sample import Sample
 
 __all__ = ["Tap"]
@@ -231,28 +232,42 @@ class Tap(Listener):
                 "Fisher matrix can't be taken at them; use an out-of-place operation"
             )
         root = GradientEdge(torch._C._current_autograd_node(), output_nr, None)
-        self._run(current, root, self._output_gradients(f, grad), len(f))
+        alone = self.fisher == "sampled" and self.samples == 1
+        self._run(current, root, self._output_gradients(f, grad), len(f), alone)
 
     def _run(
-        self, current: Pass, root: GradientEdge, columns: Iterable[Tensor], examples: int
-    ) -> None:
-        """Backward passes from the logits for all columns, and one sample for each layer."""
-        uses = [use for listed in current.uses.values() for use in listed]
+        self, current: Pass, root: GradientEdge, columns: Iterable[Tensor], examples: int,
+        alone: bool = False,
+    ) -> None:  # fmt: skip
+        """Backward passes from the logits for all columns, and one sample for each layer.
+
+        Of a column that comes alone each layer's rows are delivered, and let go of, as soon as
+        the backward pass has been through the layer; several are paired when all are there.
+        """
+        ready = partial(self._deliver_reached, current, examples)
+        backward = Backward(root, current.uses, ready if alone else nothing)
         self.running = True
         try:
-            for column in columns:
-                send_back(root, column, uses)
+            with backward.listening():
+                for column in columns:
+                    backward.send(column)
         except RuntimeError as error:
             if "use_reentrant=True" in str(error):
                 raise self._reentrant(*sorted(self._silent)) from error
             raise
         finally:
             self.running = False
-        del uses
         for index in list(current.uses):  # one layer's rows after the other are let go of
-            reached = [use for use in current.uses.pop(index) if use.grads]
-            if reached:
-                self._deliver(current, index, reached, examples)
+            ready(index)
+
+    def _deliver_reached(self, current: Pass, examples: int, index: int) -> None:
+        """True Fisher: deliver the rows of those uses that our backward passes have reached."""
+        uses = current.uses.pop(index)
+        reached = [use for use in uses if use.grads]
+        if reached:
+            self._deliver(current, index, reached, examples)
+        for use in uses:
+            use.grads.clear()
 
     def _output_gradients(self, f: Tensor, grad: Tensor) -> Iterator[Tensor]:
         assert self.likelihood is not None

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from natgrad.blocks.two_factor import TwoFactor
 from natgrad.damping import Factored
+from natgrad.moments import Later
+from natgrad.patches import Patches
 from natgrad.sample import Sample
 
 __all__ = ["KFAC"]
+
+SMALLER = 2  #: times that images must take less memory than the moment, to wait in its place
 
 
 class KFAC(TwoFactor):
@@ -40,9 +46,15 @@ class KFAC(TwoFactor):
         """``2 n t (i^2 + c o^2)`` flop."""
         if self.shared == "reduce":
             sample = sample.reduced()
-        a, g = self.input.split, self.output.split
-        self.A.add(sample.input_moment(split=a), sample.examples * sample.positions)
-        self.G.add(sample.output_moment(split=g), sample.examples)
+        self.A.add(self._of_inputs(sample), sample.examples * sample.positions)
+        self.G.add(sample.output_moment(split=self.output.split), sample.examples)
+
+    def _of_inputs(self, sample: Sample) -> Tensor | Later:
+        """The input moment, left for later where a copy of the images is much smaller."""
+        images, split = sample.inputs, self.input.split
+        if not isinstance(images, Patches) or SMALLER * images.nbytes > self.A.value.nbytes:
+            return sample.input_moment(split=split)
+        return Later(partial(images.kept().moment, split), images.bound())
 
     def skip(self, examples: int) -> None:
         """``G`` is a mean over all examples; ``A`` one over the rows that the layer saw."""

@@ -63,6 +63,7 @@ class Blockwise:
         self.keeps_plain = keeps_plain
         self.layers: list[Layer] = []
         self._stacks = Stacks([])
+        self._has_room = False
         self.blocks = nn.ModuleDict()
         self._known: dict[str, Layer] = {}
         self._unclaimed: dict[str, dict[str, Any]] = {}  # loaded, for layers not trained now
@@ -94,6 +95,7 @@ class Blockwise:
             sample = sample.scaled(layer.loss.add(sample.examples))
         columns, kernel, cheaper = sample.g.shape[-4], layer.view.kernel, sample.input_products()
         layer.rows = Rows(sample.examples, sample.positions, columns, kernel, cheaper)
+        self._make_room()
         layer.block.observe(sample)
         if not layer.block.needs_rescale:
             return
@@ -102,11 +104,22 @@ class Blockwise:
         else:
             layer.block.rescale(sample)
 
+    def _make_room(self) -> None:
+        """Take the memory of what will wait, with the first sample of a step.
+
+        Scattered among what comes and goes in a backward pass, it would leave holes of no use.
+        """
+        if not self._has_room:
+            self._has_room = True
+            for layer in self.layers:
+                for moment in layer.block.basis_moments():
+                    moment.make_room()
+
     def _held_bytes(self) -> int:
         return sum(sample.nbytes for layer in self.layers for sample in layer.held)
 
     def waiting(self) -> Iterable[tuple[str, Tensor]]:
-        """Pending moments, whose norms bound what held samples will add to scales too."""
+        """What moments are to take in; its norms bound what held samples will add to scales too."""
         for layer in self.layers:
             for moment in layer.block.moments():
                 if (witness := moment.witness()) is not None:
@@ -114,11 +127,13 @@ class Blockwise:
 
     def discard(self) -> None:
         """Drop what waits, of all layers ever seen."""
+        self._has_room = False
         for layer in self._known.values():
             layer.discard()
 
     def commit(self, loss_scale: float, due: Collection[int]) -> None:
         """Moments of the basis first; of the scale once the new basis is there, if one comes."""
+        self._has_room = False
         moments: list[Moment] = []
         for index, layer in enumerate(self.layers):
             factor = layer.loss.factor() if self.scaled_by_batch else 1.0

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from natgrad.homogeneous import Homogeneous, with_ones
 from natgrad.layers.affine import AffineView
-from natgrad.layers.base import LayerView, Slot, rows_of, with_ones
+from natgrad.layers.base import LayerView, Slot, rows_of
+from natgrad.sample import Inputs
 
 __all__ = ["ProjectionView"]
 
@@ -78,6 +80,10 @@ class ProjectionView(AffineView):
     def input_rows(self, h: Tensor) -> Tensor:
         """``h [n, t, features]`` with ones in the bias column."""
         return with_ones(rows_of(h)) if self.has_bias else rows_of(h)
+
+    def inputs(self, h: Tensor) -> Inputs:
+        """The same, the column of ones written when the rows are asked for."""
+        return Homogeneous(rows_of(h)) if self.has_bias else rows_of(h)
 
     def output_rows(self, grad_z: Tensor) -> Tensor:
         """``grad_z [n, t, E]``."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from natgrad.sample import InputRows, Inputs
 
-__all__ = ["Kind", "LayerView", "Slot", "Uncovered", "reasons", "rows_of", "with_ones"]
+__all__ = ["Kind", "LayerView", "Slot", "Uncovered", "reasons", "rows_of"]
 
 
 Kind: TypeAlias = Literal["convolution", "dense", "other"]
@@ -198,8 +198,3 @@ def rows_of(h: Tensor) -> Tensor:
     if h.ndim == 1:
         return h.reshape(1, 1, features)
     return h.reshape(h.shape[0], -1, features)
-
-
-def with_ones(rows: Tensor) -> Tensor:
-    """Rows with the homogeneous coordinate 1 appended, the bias column of the matrix."""
-    return torch.cat([rows, rows.new_ones(*rows.shape[:-1], 1)], dim=-1)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from natgrad.homogeneous import Homogeneous, with_ones
 from natgrad.layers.affine import AffineView
-from natgrad.layers.base import rows_of, with_ones
+from natgrad.layers.base import rows_of
+from natgrad.sample import Inputs
 
 __all__ = ["HFConv1DView"]
 
@@ -40,6 +42,10 @@ class HFConv1DView(AffineView):
     def input_rows(self, h: Tensor) -> Tensor:
         """``h [n, ..., in]`` as ``[n, t, in (+1)]``."""
         return with_ones(rows_of(h)) if self.has_bias else rows_of(h)
+
+    def inputs(self, h: Tensor) -> Inputs:
+        """The same, the column of ones written when the rows are asked for."""
+        return Homogeneous(rows_of(h)) if self.has_bias else rows_of(h)
 
     def output_rows(self, grad_z: Tensor) -> Tensor:
         """``grad_z [n, ..., out]`` as ``[n, t, out]``."""

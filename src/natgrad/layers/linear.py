@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from natgrad.layers.base import rows_of, with_ones
+from natgrad.homogeneous import Homogeneous, with_ones
+from natgrad.layers.base import rows_of
 from natgrad.layers.whitenable import Whitenable
+from natgrad.sample import Inputs
 
 __all__ = ["LinearView"]
 
@@ -28,6 +30,10 @@ class LinearView(Whitenable):
     def input_rows(self, h: Tensor) -> Tensor:
         """``h [n, ..., in]`` as ``[n, t, in (+1)]``."""
         return with_ones(rows_of(h)) if self.has_bias else rows_of(h)
+
+    def inputs(self, h: Tensor) -> Inputs:
+        """The same, the column of ones written when the rows are asked for."""
+        return Homogeneous(rows_of(h)) if self.has_bias else rows_of(h)
 
     def output_rows(self, grad_z: Tensor) -> Tensor:
         """``grad_z [n, ..., out]`` as ``[n, t, out]``."""
