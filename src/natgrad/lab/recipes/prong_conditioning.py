@@ -10,11 +10,12 @@ from natgrad.lab.networks import mlp
 from natgrad.lab.paper import Bound, Cell, Claim
 from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe
-from natgrad.lab.studies.conditioning import FisherBeforeAndAfter
+from natgrad.lab.studies.conditioning import LOG, FisherBeforeAndAfter
 from natgrad.likelihood import Categorical
 
 STUDY = FisherBeforeAndAfter(layers=("2", "4"))
 REDUCTION = partial(Cell, "conditioning", column="reduction [%]")
+CONDITION = partial(Cell, "conditioning", column=LOG)
 
 RECIPE = Recipe(
     name="prong-conditioning",
@@ -56,11 +57,11 @@ RECIPE = Recipe(
         ),
         Claim(
             "PRONG is better conditioned than BatchNorm", "Fig. 2c", "MNIST, 10x10",
-            REDUCTION("PRONG"), REDUCTION("SGD + BatchNorm"),
+            CONDITION("PRONG"), CONDITION("SGD + BatchNorm"), wants="lower",
         ),
         Claim(
             "PRONG is better conditioned than RMSprop", "Fig. 2c", "MNIST, 10x10",
-            REDUCTION("PRONG"), REDUCTION("RMSprop"),
+            CONDITION("PRONG"), CONDITION("RMSprop"), wants="lower",
         ),
     ),
     profiles={

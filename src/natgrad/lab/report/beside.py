@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -57,14 +57,29 @@ class Beside:
 
 
 HEADINGS = ("what", "where", "paper", "ours", "difference", "seeds", "data", "verdict", "why")
+ONCE = ("where", "seeds", "data")  #: columns that are said once where all rows agree
 
 
-def cells(row: Beside) -> tuple[str, ...]:
-    """The row as it stands in a table, in the order of `HEADINGS`."""
-    return (
-        row.what, row.where, row.paper, row.ours, row.difference, row.seeds, row.data, row.verdict,
-        row.why or NOTHING,
-    )  # fmt: skip
+def headings(rows: Sequence[Beside]) -> tuple[str, ...]:
+    """The columns of a table of these rows, without those of which `notes` says it once."""
+    return tuple(heading for heading in HEADINGS if heading not in _common(rows))
+
+
+def cells(row: Beside, shown: Sequence[str] = HEADINGS) -> tuple[str, ...]:
+    """The row as it stands in a table with these columns."""
+    return tuple(getattr(row, heading) or NOTHING for heading in shown)
+
+
+def notes(rows: Sequence[Beside]) -> tuple[str, ...]:
+    """What stands below a table of these rows: what they have in common, and the rules."""
+    return (*(f"{key.capitalize()}: {value}." for key, value in _common(rows).items()), *RULES)
+
+
+def _common(rows: Sequence[Beside]) -> dict[str, str]:
+    if len(rows) < 2:
+        return {}
+    values = {heading: {getattr(row, heading) for row in rows} for heading in ONCE}
+    return {heading: found.pop() for heading, found in values.items() if len(found) == 1}
 
 
 def beside(results: Results, summary: Summary) -> list[Beside]:

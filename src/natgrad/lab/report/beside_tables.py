@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from natgrad.lab.report.beside import RULES, Beside
+from natgrad.lab.report.beside import Beside, cells, headings, notes
 from natgrad.lab.report.style import COLOURS, INK, literal, styled
 
 if TYPE_CHECKING:
@@ -26,27 +26,31 @@ MARKS = {
 
 
 def terminal(rows: Sequence[Beside]) -> Table:
-    """Return the rows as a rich table; the reasons stand below, numbered."""
+    """Return the rows as a rich table.
+
+    Below it stand the reasons, numbered, and what is the same in all rows.
+    """
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     reasons = list(dict.fromkeys(row.why for row in rows if row.why))
+    numbered = [f"[{i + 1}] {why}" for i, why in enumerate(reasons)]
     table = Table(
         title=TITLE,
-        caption="\n".join([f"[{i + 1}] {why}" for i, why in enumerate(reasons)] + list(RULES)),
+        caption=escape("\n".join([*numbered, *notes(rows)])),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,
         show_edge=False,
     )
-    for heading in ("what", "where", "paper", "ours", "difference", "seeds", "data", "verdict"):
+    shown = [heading for heading in headings(rows) if heading not in ("verdict", "why")]
+    for heading in (*shown, "verdict"):
         numeric = heading in ("paper", "ours", "difference", "seeds")
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         note = f" {escape(f'[{reasons.index(row.why) + 1}]')}" if row.why else ""
-        plain = (row.what, row.where, row.paper, row.ours, row.difference, row.seeds, row.data)
-        table.add_row(*map(escape, plain), MARKS[row.verdict] + note)
+        table.add_row(*map(escape, cells(row, shown)), MARKS[row.verdict] + note)
     return table
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from natgrad.lab.errors import LabError
 from natgrad.lab.report import figures, tables
-from natgrad.lab.report.beside import HEADINGS, RULES, Beside, cells
+from natgrad.lab.report.beside import Beside, cells, headings, notes
 from natgrad.lab.report.headline import headline
 from natgrad.lab.report.read import Results
 from natgrad.lab.report.studies import pictures, written
@@ -60,9 +60,9 @@ def page(results: Results, summary: Summary, paper: Sequence[Beside], folder: Pa
             facts=facts(results),
             studies=list(results.tables.values()),
             pictures=pictures(results.figures, folder),
-            headings=HEADINGS,
-            paper=[(row, cells(row)) for row in paper],
-            rules=RULES,
+            headings=headings(paper),
+            paper=[(row, cells(row, headings(paper))) for row in paper],
+            rules=notes(paper),
             provenance=provenance(results),
             command="\n".join(commands(results)),
         )

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from natgrad.lab.report.beside import HEADINGS, RULES, Beside, beside, cells
+from natgrad.lab.report.beside import Beside, beside, cells, headings, notes
 from natgrad.lab.report.figures import write_figures
 from natgrad.lab.report.illustrate import illustrated
 from natgrad.lab.report.page import commands, facts, provenance, sentences, settings
@@ -84,10 +84,10 @@ def paper_sections(rows: Sequence[Beside], source: str) -> Iterable[str]:
     if not rows:
         return
     yield f"## Beside the paper ({source})"
-    yield markdown_table(HEADINGS, [cells(row) for row in rows])
+    yield markdown_table(headings(rows), [cells(row, headings(rows)) for row in rows])
     if any(row.drawn for row in rows):
         yield "![The paper's numbers and ours, one standard deviation to each side](paper.png)"
-    yield "\n".join(f"- {rule}" for rule in RULES)
+    yield "\n".join(f"- {rule}" for rule in notes(rows))
 
 
 def markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from natgrad.lab.report.beside import HEADINGS, RULES, cells
+from natgrad.lab.report.beside import cells, headings, notes
 from natgrad.lab.report.page import environment
 from natgrad.lab.report.published import markdown_table, paper_sections, publish_single
 from natgrad.lab.report.single import draw_paper
@@ -25,9 +25,9 @@ def suite_page(written: WrittenSuite) -> str:
             command=without_paths(str(written.manifest.get("command") or "")),
             variants=_variants(written),
             table=written.table,
-            headings=HEADINGS,
-            paper=[(row, cells(row)) for row in written.rows],
-            rules=RULES,
+            headings=headings(written.rows),
+            paper=[(row, cells(row, headings(written.rows))) for row in written.rows],
+            rules=notes(written.rows),
         )
     )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
@@ -25,8 +25,9 @@ from natgrad.lab.study import Work
 from natgrad.lab.tables import Table
 from natgrad.likelihood import Likelihood
 
-__all__ = ["FisherBeforeAndAfter", "layer_fisher"]
+__all__ = ["LOG", "FisherBeforeAndAfter", "layer_fisher"]
 
+LOG = "log10(condition / initial)"  #: a column of the table
 DARKEST = 1e-4  #: of the largest entry; what is smaller is drawn as dark
 
 
@@ -99,7 +100,7 @@ class FisherBeforeAndAfter:
         }
         finished = {key: rows for key, rows in curves.items() if rows}
         level = max(min(row["train_loss"] for row in rows) for rows in finished.values())
-        cells = []
+        cells, by_seed = [], {}
         for name in work.optimizers:
             found = [_at(finished[key], level) for key in finished if key[0] == name]
             if not found:
@@ -109,20 +110,23 @@ class FisherBeforeAndAfter:
                 for key in ("update", "train_loss", "train_metric", "test_metric")
             ]
             when = {row["seed"]: row["update"] for row in found}
-            left, sd = _condition_at(rows, name, when)
-            spread = None if sd is None else 100 * sd
-            cells.append([display_name(name), *means, left, 100 * (1 - left), spread, len(found)])
+            logs = _logs_at(rows, name, when)
+            log = statistics.fmean(logs.values())
+            reductions = [100 * (1 - 10**each) for each in logs.values()]
+            figures = (log, _deviation(logs.values()), 100 * (1 - 10**log), _deviation(reductions))
+            cells.append([display_name(name), *means, *figures, len(found)])
+            by_seed[display_name(name)] = {LOG: logs}
         metric = work.recipe.metric
         columns = (
             "optimizer", "updates", "train loss", f"train {metric.name} [{metric.unit}]",
-            f"test {metric.name} [{metric.unit}]", "condition / initial", "reduction [%]",
+            f"test {metric.name} [{metric.unit}]", LOG, f"{LOG} sd", "reduction [%]",
             "reduction [%] sd", "seeds",
         )  # fmt: skip
         note = (
             f"At the first evaluation with a training loss of at most {level:.4g}, the lowest that "
             "every run reached. Condition: geometric mean over the middle hidden layers and seeds."
         )
-        return Table("Conditioning at equal training error", columns, cells, note)
+        return Table("Conditioning at equal training error", columns, cells, note, by_seed)
 
     def _heat_maps(self, work: Work) -> tuple[Figure, str]:
         torch.manual_seed(0)
@@ -194,14 +198,16 @@ def _at(rows: Sequence[Mapping[str, Any]], level: float) -> Mapping[str, Any]:
     return next(row for row in rows if row["train_loss"] <= level)
 
 
-def _condition_at(
+def _logs_at(
     rows: Sequence[Mapping[str, Any]], optimizer: str, when: Mapping[int, int]
-) -> tuple[float, float | None]:
-    """Geometric mean over layers and seeds, and the spread over seeds."""
-    logs: dict[int, list[float]] = defaultdict(list)
+) -> dict[str, float]:
+    """Of each seed the mean over layers of ``log10`` of the condition."""
+    logs: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row["optimizer"] == optimizer and when.get(row["seed"]) == row["update"]:
-            logs[row["seed"]].append(float(np.log(row["condition"])))
-    seeds = [float(np.exp(np.mean(values))) for values in logs.values()]
-    sd = statistics.stdev(seeds) if len(seeds) > 1 else None
-    return float(np.exp(np.mean([x for values in logs.values() for x in values]))), sd
+            logs[str(row["seed"])].append(math.log10(row["condition"]))
+    return {seed: statistics.fmean(values) for seed, values in logs.items()}
+
+
+def _deviation(values: Collection[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
