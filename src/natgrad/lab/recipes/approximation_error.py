@@ -10,12 +10,12 @@ from natgrad.lab.networks import mlp
 from natgrad.lab.paper import Cell, Claim, Final
 from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe
-from natgrad.lab.studies.approximation_error import ApproximationError
+from natgrad.lab.studies.approximation_error import LOG, ApproximationError
 from natgrad.likelihood import Categorical
 
 FOLLOWING = "tekfac[nu=0.001]"  #: (3.5): the mean eigenvalue as damping
 NONE, MIDDLE, LARGE = "tekfac[damping=1e-08]", "tekfac[damping=0.03]", "tekfac[damping=10]"
-ERROR = partial(Cell, "errors", column="error")
+ERROR = partial(Cell, "errors", column=LOG)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03)
 
 RECIPE = Recipe(

@@ -32,8 +32,9 @@ from natgrad.lab.tables import Table
 from natgrad.lab.training import Training
 from natgrad.likelihood import Likelihood
 
-__all__ = ["ApproximationError"]
+__all__ = ["LOG", "ApproximationError"]
 
+LOG = "log10 error"  #: a column of the table
 NAME = "approximations"
 STRUCTURES = ("kfac", "ekfac", "tkfac", "tekfac")
 FIGURES = ("error", "trace_ratio", "cosine", "step_error")
@@ -205,17 +206,20 @@ def _errors(rows: Sequence[Mapping[str, Any]]) -> Table:
     for structure in STRUCTURES:
         mine = [row for row in rows if row["structure"] == structure]
         figures = [statistics.median(row[key] for row in mine) for key in FIGURES]
-        errors: dict[str, list[float]] = {}
+        logs: dict[str, list[float]] = {}
         for row in mine:
-            errors.setdefault(str(row["seed"]), []).append(row["error"])
-        medians = {seed: statistics.median(each) for seed, each in errors.items()}
-        sd = statistics.stdev(medians.values()) if len(medians) > 1 else None
-        cells.append([structure.upper(), *figures, sd, len(medians)])
-        by_seed[structure.upper()] = {"error": medians}
-    columns = ("structure", "error", "trace", "cosine", "step error", "error sd", "seeds")
+            logs.setdefault(str(row["seed"]), []).append(math.log10(row["error"]))
+        means = {seed: statistics.fmean(each) for seed, each in logs.items()}
+        sd = statistics.stdev(means.values()) if len(means) > 1 else None
+        cells.append(
+            [structure.upper(), *figures, statistics.fmean(means.values()), sd, len(means)]
+        )
+        by_seed[structure.upper()] = {LOG: means}
+    columns = ("structure", "error", "trace", "cosine", "step error", LOG, f"{LOG} sd", "seeds")
     note = (
-        "Medians over layers, seeds and moments of training. Error |F - F'| / |F|, trace "
-        "tr F' / tr F, cosine and relative error of the damped natural gradients."
+        "Medians over layers, seeds and moments of training, of the logarithm the mean. Error "
+        "|F - F'| / |F|, trace tr F' / tr F, cosine and relative error of the damped natural "
+        "gradients."
     )
     return Table("Approximations against the exact Fisher", columns, cells, note, by_seed)
 
