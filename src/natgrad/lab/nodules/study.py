@@ -55,16 +55,18 @@ class FrocStudy:
         """Write the tables and the figure."""
         found: dict[str, Score] = {}
         rows: list[list[Any]] = []
+        by_seed: dict[str, dict[str, dict[str, float]]] = {}
         for name in work.optimizers:
             if work.stop():
                 return
-            judged = [self._judged(work, name, seed) for seed in work.seeds]
-            pairs = [pair for pair in judged if pair is not None]
+            judged = {seed: self._judged(work, name, seed) for seed in work.seeds}
+            pairs = {seed: pair for seed, pair in judged.items() if pair is not None}
             if pairs:
-                found[name] = score(*(test for _, test in pairs), resamples=self.resamples)
-                rows += _rows(name, found[name], pairs)
+                found[name] = score(*(test for _, test in pairs.values()), resamples=self.resamples)
+                rows += _rows(name, found[name], list(pairs.values()))
+                by_seed |= _by_seed(name, pairs)
         if found:
-            work.folder.write_table(FROC, _table(rows, self.resamples))
+            work.folder.write_table(FROC, _table(rows, by_seed, self.resamples))
             work.folder.write_figure(FROC, _figure(found), CAPTION)
 
     def _judged(self, work: Work, optimizer: str, seed: int) -> tuple[Marks, Marks] | None:
@@ -165,19 +167,37 @@ def _rows(optimizer: str, found: Score, pairs: Sequence[tuple[Marks, Marks]]) ->
     ]
 
 
+def _by_seed(
+    optimizer: str, pairs: Mapping[int, tuple[Marks, Marks]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The CPM and each sensitivity on the test set, seed by seed."""
+    found = {str(seed): _figures(test) for seed, (_, test) in pairs.items()}
+    return {
+        f"{display_name(optimizer)}, {heading}": {
+            TEST: {seed: figures[k] for seed, figures in found.items()}
+        }
+        for k, heading in enumerate(("CPM", *POINTS))
+    }
+
+
 def _figures(marks: Marks) -> list[float]:
     """The CPM and the seven sensitivities."""
     values = froc(marks).at()
     return [cpm(values), *values.tolist()]
 
 
-def _table(rows: Sequence[Sequence[Any]], resamples: int) -> Table:
+def _table(
+    rows: Sequence[Sequence[Any]],
+    by_seed: Mapping[str, Mapping[str, Mapping[str, float]]],
+    resamples: int,
+) -> Table:
     return Table(
         "CPM, and sensitivity at so many false positives per scan",
         ("optimizer", "train", TEST, f"{TEST} sd", "low", "high", "seeds"),
         rows,
         "Means over seeds, sd is their sample standard deviation; low and high are the ends of the "
         f"95 % bootstrap interval of the test figure, {resamples} resamples of its scans.",
+        by_seed,
     )
 
 

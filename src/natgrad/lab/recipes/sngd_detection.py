@@ -65,11 +65,11 @@ SETTINGS: dict[str, Settings] = {
     "sgd_bn": {"lr": 0.03},
     "sngd": {"lr": 3e-3, "eps": 1.0},
 }
-#: 2 points each
+#: 3 points each
 SHORT: dict[str, list[Settings]] = {
-    "sgd": [{"lr": lr} for lr in (1e-3, 3e-3)],
-    "sgd_bn": [{"lr": lr} for lr in (0.01, 0.03)],
-    "sngd": [{"lr": lr, "eps": 1.0} for lr in (1e-3, 3e-3)],
+    "sgd": [{"lr": lr} for lr in (1e-3, 3e-3, 0.01)],
+    "sgd_bn": [{"lr": lr} for lr in (3e-3, 0.01, 0.03)],
+    "sngd": [{"lr": lr, "eps": 1.0} for lr in (1e-3, 3e-3, 0.01)],
 }
 #: mean and standard deviation of grey values, 0 to 255, of CT and of generated scans
 GREY, PAINTED = (68.0, 68.0), (42.0, 44.0)
@@ -150,7 +150,6 @@ GENERATED = replace(
                 "evaluations": 8,
                 "grids": SHORT,
                 "train_evaluated": 40,
-                "seeds": (0, 1),
                 "threads": 1,
             }
         ),

@@ -62,10 +62,10 @@ GRIDS: dict[str, list[Settings]] = {
     "sgd": [{"lr": lr} for lr in (3e-3, 0.01, 0.03, 0.1, 0.2, 0.3)],
     "sngd": [{"lr": lr, "eps": eps} for eps in (0.03, 0.3) for lr in (3e-3, 0.01, 0.03)],
 }
-#: 2 points each
+#: 3 points each
 SHORT: dict[str, list[Settings]] = {
-    "sgd": [{"lr": lr} for lr in (0.03, 0.1)],
-    "sngd": [{"lr": lr, "eps": 0.3} for lr in (0.01, 0.03)],
+    "sgd": [{"lr": lr} for lr in (0.01, 0.03, 0.1)],
+    "sngd": [{"lr": lr, "eps": 0.3} for lr in (0.01, 0.03, 0.1)],
 }
 SETTINGS: dict[str, Settings] = {"sgd": {"lr": 0.03}, "sngd": {"lr": 0.01, "eps": 0.3}}
 
@@ -155,11 +155,10 @@ GENERATED = replace(
                 "network": partial(MultiLevel, width=1 / 16, grey=PAINTED),
                 "architecture": "the same with 4 channels",
                 "batch_size": 16,
-                "epochs": 3,
-                "tuning_epochs": 1,
-                "evaluations": 2,
+                "epochs": 6,
+                "tuning_epochs": 2,
+                "evaluations": 3,
                 "grids": SHORT,
-                "seeds": (0, 1),
                 "threads": 1,
             }
         ),
