@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from natgrad.lab.errors import UsageError
 from natgrad.lab.recipe import find
 from natgrad.lab.sweep import carrying
 from natgrad.lab.sweep.storage import open_storage, without_password
@@ -193,6 +195,23 @@ def test_all_diverged_has_its_own_code(tmp_path: Path) -> None:
     message = refused(5, *TINY, *words)
     assert "no trial came to its end" in message
     assert "diverged" in (tmp_path / "out" / "sweep.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "package"),
+    [
+        ("postgresql+psycopg://me@host/name", "psycopg", "'psycopg[binary]'"),
+        ("postgresql+psycopg2://me@host/name", "psycopg2", "psycopg2-binary"),
+        ("mysql://me@host/name", "MySQLdb", "mysqlclient"),
+        ("mysql+pymysql://me@host/name", "pymysql", "pymysql"),
+    ],
+)
+def test_a_missing_driver_is_named(
+    url: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    with pytest.raises(UsageError, match=re.escape(f"pip install {package}")):
+        open_storage(url)
 
 
 def test_passwords_are_not_shown() -> None:

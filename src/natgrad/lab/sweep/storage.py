@@ -28,6 +28,14 @@ def default_url(folder: Path) -> str:
     return f"sqlite:///{(folder / 'sweep.db').resolve()}"
 
 
+#: packages of modules that are named otherwise
+DRIVERS = {
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+}
+
+
 def open_storage(url: str, heartbeat: int = HEARTBEAT_S) -> RDBStorage:
     """The storage at an address of SQLAlchemy's, its tables made if they are not there.
 
@@ -49,8 +57,11 @@ def open_storage(url: str, heartbeat: int = HEARTBEAT_S) -> RDBStorage:
         ) from error
     except ImportError as error:
         kind = make_url(url).get_backend_name()
-        driver = f"the driver for {kind} is not installed ({error.__cause__ or error})"
-        raise UsageError(f"--storage: {driver}; pip install psycopg2-binary, or pymysql") from error
+        cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        driver = DRIVERS.get(cause.name or "", cause.name or "the driver")
+        raise UsageError(
+            f"--storage: the driver for {kind} is not installed ({cause}); pip install {driver}"
+        ) from error
     except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise LabError(f"can't open the storage {without_password(url)}: {reason}") from error
