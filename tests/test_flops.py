@@ -73,6 +73,24 @@ def test_products_of_every_stage_are_those_that_torch_counts(kind, shared, rows,
     assert counted(lambda: block.solve(M)) == products(cost.solve)
 
 
+@pytest.mark.parametrize("kind", ["KFAC", "TKFAC", "EKFAC", "TEKFAC"])
+@pytest.mark.parametrize("n", [4, 600])  # few rows beside the widths, and more than these
+def test_solves_from_the_rows_of_a_backward_pass_are_counted_where_they_are_made(kind, n):
+    o, i = 208, 304
+    block = getattr(blocks, kind)((o, i), damping=0.1)
+    sample = Sample(torch.randn(n, 1, i), torch.randn(1, n, 1, o))
+    learned(block, sample)
+    decomposed(block)
+    there, gone = block.cost(Rows(n, kept=True)), block.cost(Rows(n))
+    made = block.rows_pay(n)
+    assert made == (n == 4)
+    summed = 0 if made else 2 * n * o * i  # the gradient, which counts as the model's own work
+    assert counted(lambda: block.solve_rows(sample)) == products(there.solve) + summed
+    assert counted(lambda: block.solve(torch.randn(o, i))) == products(gone.solve)
+    assert (products(there.solve) < products(gone.solve)) == made
+    assert there[:2] == gone[:2]
+
+
 @pytest.mark.parametrize("kind", ["KFAC", "TKFAC"])
 def test_products_in_eigenbases(kind):
     block, sample = block_of(kind, damping=Constant(0.1)), sample_of(Rows(N))

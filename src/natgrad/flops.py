@@ -53,6 +53,7 @@ class Rows(NamedTuple):
     columns: int = 1  #: draws of the sampled Fisher, columns of the exact one
     kernel: int = 1  #: offsets of a convolution's kernel, whose input rows are patches
     moment: float | None = None  #: multiply-adds of sum a a^T, where it is not taken of the rows
+    kept: bool = False  #: whether the user's backward pass leaves as many to solve from
 
 
 class Work(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from natgrad.hooks import Hook, Listener
-from natgrad.layers import LayerView, LinearView
+from natgrad.layers import LayerView
 from natgrad.sample import Sample, statistics_dtype
 
 __all__ = ["Explained", "RetainedRows"]
@@ -81,7 +81,7 @@ class RetainedRows(Listener):
     def attach(self) -> Iterator[RemovableHandle]:
         """Listen to each layer's forward pass."""
         for index, view in enumerate(self.views):
-            if isinstance(view, LinearView) and not view.twins:
+            if view.leaves_rows and not view.twins:
                 yield view.module.register_forward_hook(Hook(partial(self._called, index)))
 
     def _called(self, index: int, module: nn.Module, args: Any, output: Tensor) -> None:

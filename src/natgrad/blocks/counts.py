@@ -16,6 +16,7 @@ __all__ = [
     "second_moment",
     "shifted",
     "squares",
+    "turned_rows",
     "weighted",
 ]
 
@@ -58,11 +59,25 @@ def second_moment(rows: int, side: Side, mirrored: bool = False) -> tuple[Work, 
     return *parts, passes(side.entries, 1, whole), kept
 
 
-def shifted(moment: float, side: Side) -> tuple[Work, ...]:
-    """The same of patches without unfolding, in so many multiply-adds (:mod:`natgrad.shifts`)."""
+def shifted(moment: float, side: Side, kernel: int) -> tuple[Work, ...]:
+    """The same of patches without unfolding (:mod:`natgrad.shifts`).
+
+    Args:
+        moment: multiply-adds, of products that are as narrow as the image has channels.
+        side: how the moment is kept.
+        kernel: its number of offsets.
+    """
     taken = () if side.split is None else (passes(side.entries, 4, fresh=2),)
-    made = Work("product", 2 * moment, moment / side.width, side.width)
+    channels = max(1, side.width // kernel)
+    made = Work("product", 2 * moment, 2 * moment / channels, channels)
     return made, *taken, committed(side.entries)
+
+
+def turned_rows(shape: tuple[int, int], rows: int, input: Side, output: Side) -> tuple[Work, ...]:
+    """``(g X)^T (a Y)`` of so many rows of a backward pass, made homogeneous and copied once."""
+    o, i = shape
+    around = passes(rows * (o + i), 4, 6, fresh=2)
+    return *from_right(rows, input), *from_right(rows, output), product(o, rows, i), around
 
 
 def from_right(rows: int, side: Side) -> tuple[Work, ...]:

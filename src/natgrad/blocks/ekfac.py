@@ -163,7 +163,8 @@ class EigenCorrected(Block):
     def cost(self, rows: Rows) -> Cost:
         """The two-factor block's, the rotation of rows and the scale, and its way between bases."""
         own = Cost(self._scaling(rows), self._carrying(), self._reading_scales())
-        return self.basis.cost(rows).plus(own.times(self.count))
+        from_rows = rows.kept and self.rows_pay(rows.examples * rows.positions)
+        return self.basis.cost_of(rows, from_rows).plus(own.times(self.count))
 
     def _scaling(self, rows: Rows) -> tuple[Work, ...]:
         """:meth:`rescale`."""

@@ -17,6 +17,7 @@ from natgrad.blocks.counts import (
     quotient,
     second_moment,
     shifted,
+    turned_rows,
 )
 from natgrad.blocks.sides import Side, side
 from natgrad.damping import EigenvalueDamping, FactoredDamping
@@ -137,11 +138,15 @@ class TwoFactor(Block):
 
     def cost(self, rows: Rows) -> Cost:
         """``2 n t (i^2 + c o^2)``; inverses or eigendecompositions; two products, or four."""
+        return self.cost_of(rows, rows.kept and self.rows_pay(rows.examples * rows.positions))
+
+    def cost_of(self, rows: Rows, from_rows: bool) -> Cost:
+        """The same, with a solve from the gradient, or from rows of the user's backward pass."""
         without_inputs = self.diagonal_input or self._plain(rows)
         return Cost(
             (*gathered(self.shape, rows, without_inputs), *self._observing(rows)),
             self._decomposing(),
-            self._solving(),
+            self._solving(rows.examples * rows.positions if from_rows else 0),
             self.dtype.itemsize,
         ).times(self.count)
 
@@ -149,7 +154,11 @@ class TwoFactor(Block):
         """Two second moments, as :meth:`observe` takes them."""
         n, t, c = self._kept(rows)[:3]
         plain = rows.moment if self._plain(rows) else None
-        A = self._moment_of(n * t, self.input) if plain is None else shifted(plain, self.input)
+        A = (
+            self._moment_of(n * t, self.input)
+            if plain is None
+            else shifted(plain, self.input, rows.kernel)
+        )
         return *A, *self._moment_of(c * n * t, self.output)
 
     def _moment_of(self, rows: int, side: Side) -> tuple[Work, ...]:
@@ -176,13 +185,18 @@ class TwoFactor(Block):
         around = [passes(side.entries, 9, 10, fresh=3) for side in sides]
         return *(decomposed(w).times(b) for side in sides for b, w in side.runs), *around
 
-    def _solving(self) -> tuple[Work, ...]:
-        """The products of :meth:`solve`, the gradient put together and written back."""
+    def _solving(self, rows: int) -> tuple[Work, ...]:
+        """The products of :meth:`solve`, the gradient put together and written back.
+
+        Args:
+            rows: that the first two are of, in place of the gradient; 0 for that.
+        """
         o, i = self.shape
         products = *from_left(self.output, i), *from_right(o, self.input)
+        first = turned_rows(self.shape, rows, self.input, self.output) if rows else products
         if self.is_factored:
-            return *products, passes(o * i, 4, 6, fresh=1)
-        return *products, *products, *quotient(o * i), passes(o * i, 4, 6, fresh=1)
+            return *first, passes(o * i, 4, 6, fresh=1)
+        return *first, *products, *quotient(o * i), passes(o * i, 4, 6, fresh=1)
 
     def rows_pay(self, count: int) -> bool:
         """Where rows are few enough, with factored damping."""

@@ -93,8 +93,11 @@ class Blockwise:
         layer = self.layers[index]
         if self.scaled_by_batch:
             sample = sample.scaled(layer.loss.add(sample.examples))
-        columns, kernel, cheaper = sample.g.shape[-4], layer.view.kernel, sample.input_products()
-        layer.rows = Rows(sample.examples, sample.positions, columns, kernel, cheaper)
+        view, columns = layer.view, sample.g.shape[-4]
+        kept = view.leaves_rows and not view.twins and sample.positions == 1
+        layer.rows = Rows(
+            sample.examples, sample.positions, columns, view.kernel, sample.input_products(), kept
+        )
         self._make_room()
         layer.block.observe(sample)
         if not layer.block.needs_rescale:

@@ -75,6 +75,7 @@ class LayerView(ABC):
     exact: bool = False  #: the block is small and taken exactly, whatever structure is asked for
     diagonal_input: bool = False  #: input rows are unit vectors, so the input factor is diagonal
     kind: Kind = "other"
+    leaves_rows: bool = False  #: whether the user's backward pass shows the rows of its gradient
     kernel: int = 1  #: entries of a patch in each channel, where input rows are patches
     inner: tuple[str, ...] = ()  #: submodules whose parameters belong to the views of the module
 

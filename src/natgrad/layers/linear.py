@@ -21,6 +21,7 @@ class LinearView(Whitenable):
 
     module: nn.Linear
     kinds = (nn.Linear,)
+    leaves_rows = True
 
     @property
     def shape(self) -> tuple[int, int]:
