@@ -24,7 +24,7 @@ test: $(VENV)/.dev
 
 # make smoke: every recipe in its smoke profile, on made-up data unless NATGRAD_DATA is set.
 smoke: $(VENV)/.dev
-	$(TESTS) -m smoke tests/lab/test_smoke.py
+	$(TESTS) -m smoke tests/lab/test_smoke.py --durations=3
 
 # make check: format, lint, types and import directions.
 check: lint types imports

@@ -96,6 +96,7 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
         files.append(path.parent / f"{path.name}.{kind}")
         with styled():
             figure.savefig(files[-1], dpi=200, metadata=metadata)
+        figure.set_layout_engine("none")  # it is laid out: both files alike, and in half the time
     return files
 
 
