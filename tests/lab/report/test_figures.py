@@ -3,12 +3,14 @@
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from natgrad.lab.report import summarize
 from natgrad.lab.report.curves import curve, drawn
-from natgrad.lab.report.figures import write_figures
-from natgrad.lab.report.read import Row, Run, read_results
+from natgrad.lab.report.figures import Panel, draw_panel, write_figures
+from natgrad.lab.report.read import Metric, Results, Row, Run, read_results
 from natgrad.lab.report.style import looks
+from natgrad.lab.report.summary import summary_of
 
 
 def run(*points, status="finished"):
@@ -52,3 +54,16 @@ def test_unfinished_runs_are_drawn_only_where_none_finished():
 def test_no_two_optimizers_look_the_same(count):
     names = ["sgd", "kfac", "adam", *[f"other{i}" for i in range(count)]]
     assert len(set(looks(names).values())) == len(names)
+
+
+def test_train_and_test_figures_are_both_in_view():
+    values = [{"test_metric": 70.0 + k, "train_metric": 80.0 + 5 * k} for k in range(4)]
+    rows = tuple(Row(k, k, k, each) for k, each in enumerate(values))
+    runs = {"sgd": (Run("sgd", "seed0", {}, "finished", rows),)}
+    results = Results({}, Metric("accuracy", "%"), ("sgd",), (0,), runs)
+    ax = Figure().subplots()
+    panel = Panel("test_metric", "updates", "train_metric")
+    draw_panel(ax, panel, results, summary_of(results), looks(["sgd"]))
+    low, high = ax.get_ylim()
+    assert low < 71
+    assert high > 95

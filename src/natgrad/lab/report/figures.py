@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +99,7 @@ def page_panels(results: Results, summary: Summary) -> list[Drawing]:
             FigureCanvasAgg(figure)
             # fixed margins: the axes of all panels of the page stand in line
             ax = figure.add_axes((0.155, 0.165, 0.815, 0.805))
-            _draw(ax, panel, results, summary, look)
+            draw_panel(ax, panel, results, summary, look)
             ax.yaxis.set_label_coords(-0.135, 0.5)
             svg = inline_svg(figure, f"f{number}", describe(panel, results))
             drawings.append(Drawing(panel, svg))
@@ -149,7 +149,7 @@ def _sheet(results: Results, summary: Summary, grid: Sequence[Sequence[Panel]]) 
     look = looks(results.optimizers)
     for i, row in enumerate(grid):
         for j, panel in enumerate(row):
-            _draw(axes[i][j], panel, results, summary, look)
+            draw_panel(axes[i][j], panel, results, summary, look)
     figure.legend(handles, labels, loc="outside upper center", ncols=abreast)
     return figure
 
@@ -173,23 +173,25 @@ def _handles(results: Results) -> list[tuple[str, Line2D]]:
     return [*handles, (f"{name}: test", Line2D([], [], color=INK)), (f"{name}: train", dashed)]
 
 
-def _draw(
+def draw_panel(
     ax: Axes, panel: Panel, results: Results, summary: Summary, look: Mapping[str, Look]
 ) -> None:
-    solid: list[Curve] = []
+    """Draw a quantity of all optimizers; the axis holds what is drawn solid and dashed."""
+    shown: list[Curve] = []
     for number, (name, runs) in enumerate(results.runs.items()):
         if panel.companion is not None:
             dashed = curve(drawn(runs), panel.axis, panel.companion)
             if dashed is not None:
                 _companion(ax, dashed, look[name], number)
+                shown.append(replace(dashed, low=dashed.mean, high=dashed.mean))
         line = curve(drawn(runs), panel.axis, panel.quantity)
         if line is not None:
             _line(ax, line, look[name], number)
-            solid.append(line)
+            shown.append(line)
         for run in runs:
             if run.status == "diverged":
                 _lost(ax, *trail(run, panel.axis, panel.quantity), look[name])
-    _scale(ax, panel, solid, results.metric.unit == "%")
+    _scale(ax, panel, shown, results.metric.unit == "%")
     if panel.quantity == "validation_loss" and summary.target is not None:
         ax.axhline(summary.target.loss, color=INK, linewidth=0.9, linestyle=":", zorder=1)
     ax.set_xlabel(panel.axis)
