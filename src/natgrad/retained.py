@@ -81,7 +81,7 @@ class RetainedRows(Listener):
     def attach(self) -> Iterator[RemovableHandle]:
         """Listen to each layer's forward pass."""
         for index, view in enumerate(self.views):
-            if view.leaves_rows and not view.twins:
+            if view.leaves_rows:
                 yield view.module.register_forward_hook(Hook(partial(self._called, index)))
 
     def _called(self, index: int, module: nn.Module, args: Any, output: Tensor) -> None:

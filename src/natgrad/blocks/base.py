@@ -156,6 +156,11 @@ class Block(nn.Module, ABC):
         """Whether :meth:`solve_rows` of so many rows costs less than :meth:`solve`."""
         return False
 
+    def solved_rows(self, rows: Rows) -> int:
+        """How many rows the natural gradient is made of; 0 where it is made of the gradient."""
+        count = rows.examples * rows.positions
+        return count if rows.kept and self.rows_pay(count) else 0
+
     @abstractmethod
     def product(self, M: Tensor) -> Tensor:
         """``F_l vec(M)``, without damping, for ``M [.., (q,) o, i]``."""

@@ -163,8 +163,7 @@ class EigenCorrected(Block):
     def cost(self, rows: Rows) -> Cost:
         """The two-factor block's, the rotation of rows and the scale, and its way between bases."""
         own = Cost(self._scaling(rows), self._carrying(), self._reading_scales())
-        from_rows = rows.kept and self.rows_pay(rows.examples * rows.positions)
-        return self.basis.cost_of(rows, from_rows).plus(own.times(self.count))
+        return self.basis.cost_of(rows, self.solved_rows(rows)).plus(own.times(self.count))
 
     def _scaling(self, rows: Rows) -> tuple[Work, ...]:
         """:meth:`rescale`."""

@@ -138,15 +138,15 @@ class TwoFactor(Block):
 
     def cost(self, rows: Rows) -> Cost:
         """``2 n t (i^2 + c o^2)``; inverses or eigendecompositions; two products, or four."""
-        return self.cost_of(rows, rows.kept and self.rows_pay(rows.examples * rows.positions))
+        return self.cost_of(rows, self.solved_rows(rows))
 
-    def cost_of(self, rows: Rows, from_rows: bool) -> Cost:
-        """The same, with a solve from the gradient, or from rows of the user's backward pass."""
+    def cost_of(self, rows: Rows, solved: int) -> Cost:
+        """The same, with a solve from so many rows of the user's backward pass, or its gradient."""
         without_inputs = self.diagonal_input or self._plain(rows)
         return Cost(
             (*gathered(self.shape, rows, without_inputs), *self._observing(rows)),
             self._decomposing(),
-            self._solving(rows.examples * rows.positions if from_rows else 0),
+            self._solving(solved),
             self.dtype.itemsize,
         ).times(self.count)
 

@@ -94,7 +94,7 @@ class Blockwise:
         if self.scaled_by_batch:
             sample = sample.scaled(layer.loss.add(sample.examples))
         view, columns = layer.view, sample.g.shape[-4]
-        kept = view.leaves_rows and not view.twins and sample.positions == 1
+        kept = view.leaves_rows and sample.positions == 1
         layer.rows = Rows(
             sample.examples, sample.positions, columns, view.kernel, sample.input_products(), kept
         )

@@ -9,15 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from natgrad.homogeneous import Homogeneous, with_ones
-from natgrad.layers.affine import AffineView
-from natgrad.layers.base import LayerView, Slot, rows_of
-from natgrad.sample import Inputs
+from natgrad.layers.base import LayerView, Slot
+from natgrad.layers.dense import DenseView
 
 __all__ = ["ProjectionView"]
 
 
-class ProjectionView(AffineView):
+class ProjectionView(DenseView):
     """The projection of queries, keys or values, or of the output: a Linear without a module.
 
     All four are calls of :func:`torch.nn.functional.linear` inside the attention's forward (hooks
@@ -76,18 +74,6 @@ class ProjectionView(AffineView):
         """``(E, features + 1)``, without the 1 if there is no trainable bias."""
         weight = self.slot(self.weight).parameter
         return self.module.embed_dim, weight.shape[1] + self.has_bias
-
-    def input_rows(self, h: Tensor) -> Tensor:
-        """``h [n, t, features]`` with ones in the bias column."""
-        return with_ones(rows_of(h)) if self.has_bias else rows_of(h)
-
-    def inputs(self, h: Tensor) -> Inputs:
-        """The same, the column of ones written when the rows are asked for."""
-        return Homogeneous(rows_of(h)) if self.has_bias else rows_of(h)
-
-    def output_rows(self, grad_z: Tensor) -> Tensor:
-        """``grad_z [n, t, E]``."""
-        return rows_of(grad_z)
 
     # inside the attention's forward -------------------------------------------------------------
 

@@ -75,7 +75,6 @@ class LayerView(ABC):
     exact: bool = False  #: the block is small and taken exactly, whatever structure is asked for
     diagonal_input: bool = False  #: input rows are unit vectors, so the input factor is diagonal
     kind: Kind = "other"
-    leaves_rows: bool = False  #: whether the user's backward pass shows the rows of its gradient
     kernel: int = 1  #: entries of a patch in each channel, where input rows are patches
     inner: tuple[str, ...] = ()  #: submodules whose parameters belong to the views of the module
 
@@ -116,6 +115,11 @@ class LayerView(ABC):
     def matrix_shape(self) -> tuple[int, ...]:
         """``(*groups, o, i)``."""
         return (*self.groups, *self.shape)
+
+    @property
+    def leaves_rows(self) -> bool:
+        """Whether the user's backward pass shows the rows that its gradient is made of."""
+        return False
 
     @abstractmethod
     def input_rows(self, h: Tensor) -> InputRows:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from natgrad.homogeneous import Homogeneous, with_ones
-from natgrad.layers.affine import AffineView
-from natgrad.layers.base import rows_of
-from natgrad.sample import Inputs
+from natgrad.layers.dense import DenseView
 
 __all__ = ["HFConv1DView"]
 
 
-class HFConv1DView(AffineView):
+class HFConv1DView(DenseView):
     """``z = W^T h + b`` with ``weight [in, out]``, on ``h [n, ..., in]``.
 
     Known by the name and the home of its class, so that transformers is never imported.
@@ -38,18 +35,6 @@ class HFConv1DView(AffineView):
         """``(out, in + 1)``, without the 1 if there is no trainable bias."""
         i, o = self.slots()[self.weight].parameter.shape
         return o, i + self.has_bias
-
-    def input_rows(self, h: Tensor) -> Tensor:
-        """``h [n, ..., in]`` as ``[n, t, in (+1)]``."""
-        return with_ones(rows_of(h)) if self.has_bias else rows_of(h)
-
-    def inputs(self, h: Tensor) -> Inputs:
-        """The same, the column of ones written when the rows are asked for."""
-        return Homogeneous(rows_of(h)) if self.has_bias else rows_of(h)
-
-    def output_rows(self, grad_z: Tensor) -> Tensor:
-        """``grad_z [n, ..., out]`` as ``[n, t, out]``."""
-        return rows_of(grad_z)
 
     def weight_as_matrix(self, weight: Tensor) -> Tensor:
         """``weight^T``."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from natgrad.homogeneous import Homogeneous, with_ones
-from natgrad.layers.base import rows_of
+from natgrad.layers.dense import DenseView
 from natgrad.layers.whitenable import Whitenable
-from natgrad.sample import Inputs
 
 __all__ = ["LinearView"]
 
 
-class LinearView(Whitenable):
+class LinearView(DenseView, Whitenable):
     """``z = W h + b`` on ``h [n, ..., in_features]``: dimensions between are shared positions.
 
     An input without a batch dimension, ``[in_features]``, is one example.
@@ -21,24 +19,16 @@ class LinearView(Whitenable):
 
     module: nn.Linear
     kinds = (nn.Linear,)
-    leaves_rows = True
 
     @property
     def shape(self) -> tuple[int, int]:
         """``(out_features, in_features + 1)``, without the 1 if there is no trainable bias."""
         return self.module.out_features, self.module.in_features + self.has_bias
 
-    def input_rows(self, h: Tensor) -> Tensor:
-        """``h [n, ..., in]`` as ``[n, t, in (+1)]``."""
-        return with_ones(rows_of(h)) if self.has_bias else rows_of(h)
-
-    def inputs(self, h: Tensor) -> Inputs:
-        """The same, the column of ones written when the rows are asked for."""
-        return Homogeneous(rows_of(h)) if self.has_bias else rows_of(h)
-
-    def output_rows(self, grad_z: Tensor) -> Tensor:
-        """``grad_z [n, ..., out]`` as ``[n, t, out]``."""
-        return rows_of(grad_z)
+    @property
+    def leaves_rows(self) -> bool:
+        """Unless other modules hold the same parameters."""
+        return not self.twins
 
     @property
     def channels(self) -> tuple[int, int]:
