@@ -18,7 +18,7 @@ from natgrad.lab.luna.bootstrap import Score, score
 from natgrad.lab.luna.froc import OPERATING_POINTS, Marks, cpm, froc
 from natgrad.lab.objective import outputs
 from natgrad.lab.report.style import literal, looks, styled
-from natgrad.lab.report.text import display_name
+from natgrad.lab.report.text import deviation, display_name
 from natgrad.lab.running import Watch
 from natgrad.lab.study import Work
 from natgrad.lab.tables import Table
@@ -63,8 +63,9 @@ class FrocStudy:
             pairs = {seed: pair for seed, pair in judged.items() if pair is not None}
             if pairs:
                 found[name] = score(*(test for _, test in pairs.values()), resamples=self.resamples)
-                rows += _rows(name, found[name], list(pairs.values()))
-                by_seed |= _by_seed(name, pairs)
+                train, test = ({s: _figures(pair[k]) for s, pair in pairs.items()} for k in (0, 1))
+                rows += _rows(name, found[name], list(train.values()), list(test.values()))
+                by_seed |= _by_seed(name, test)
         if found:
             work.folder.write_table(FROC, _table(rows, by_seed, self.resamples))
             work.folder.write_figure(FROC, _figure(found), CAPTION)
@@ -142,39 +143,40 @@ def _epochs(
     return [
         display_name(optimizer),
         statistics.fmean(reached) if reached else None,
-        _deviation(reached),
+        deviation(reached),
         f"{len(reached)} of {len(runs)}",
         *ends,
         len(reached),
     ]
 
 
-def _rows(optimizer: str, found: Score, pairs: Sequence[tuple[Marks, Marks]]) -> list[list[Any]]:
+def _rows(
+    optimizer: str, found: Score, on_train: Sequence[list[float]], on_test: Sequence[list[float]]
+) -> list[list[Any]]:
     """Rows of the table: the CPM and each sensitivity, on the training and on the test set."""
-    train, test = (np.array([_figures(pair[k]) for pair in pairs]) for k in (0, 1))
+    train, test = np.array(on_train), np.array(on_test)
     intervals = (found.cpm, *found.sensitivities)
     return [
         [
             f"{display_name(optimizer)}, {heading}",
             float(train[:, k].mean()),
             intervals[k].value,
-            _deviation(test[:, k].tolist()),
+            deviation(test[:, k].tolist()),
             intervals[k].low,
             intervals[k].high,
-            len(pairs),
+            len(on_test),
         ]
         for k, heading in enumerate(("CPM", *POINTS))
     ]
 
 
 def _by_seed(
-    optimizer: str, pairs: Mapping[int, tuple[Marks, Marks]]
+    optimizer: str, on_test: Mapping[int, list[float]]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """The CPM and each sensitivity on the test set, seed by seed."""
-    found = {str(seed): _figures(test) for seed, (_, test) in pairs.items()}
     return {
         f"{display_name(optimizer)}, {heading}": {
-            TEST: {seed: figures[k] for seed, figures in found.items()}
+            TEST: {str(seed): figures[k] for seed, figures in on_test.items()}
         }
         for k, heading in enumerate(("CPM", *POINTS))
     }
@@ -222,10 +224,6 @@ def _figure(found: Mapping[str, Score]) -> Figure:
         axes.set(xlabel="false positives per scan", ylabel="sensitivity", ylim=(None, 1.01))
         axes.legend(loc="lower right")
     return figure
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _finished(place: RunFolder) -> bool:

@@ -60,14 +60,11 @@ HEADINGS = ("what", "where", "paper", "ours", "difference", "seeds", "data", "ve
 ONCE = ("where", "seeds", "data")  #: columns that are said once where all rows agree
 
 
-def headings(rows: Sequence[Beside]) -> tuple[str, ...]:
-    """The columns of a table of these rows, without those of which `notes` says it once."""
-    return tuple(heading for heading in HEADINGS if heading not in _common(rows))
-
-
-def cells(row: Beside, shown: Sequence[str] = HEADINGS) -> tuple[str, ...]:
-    """The row as it stands in a table with these columns."""
-    return tuple(getattr(row, heading) or NOTHING for heading in shown)
+def as_table(rows: Sequence[Beside]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The columns of a table, without those of which `notes` says it once, and its cells."""
+    common = _common(rows)
+    shown = tuple(heading for heading in HEADINGS if heading not in common)
+    return shown, [tuple(getattr(row, key) or NOTHING for key in shown) for row in rows]
 
 
 def notes(rows: Sequence[Beside]) -> tuple[str, ...]:

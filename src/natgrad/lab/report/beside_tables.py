@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from natgrad.lab.report.beside import Beside, cells, headings, notes
+from natgrad.lab.report.beside import Beside, as_table, notes
 from natgrad.lab.report.style import COLOURS, INK, literal, styled
 
 if TYPE_CHECKING:
@@ -44,13 +44,14 @@ def terminal(rows: Sequence[Beside]) -> Table:
         padding=0,
         show_edge=False,
     )
-    shown = [heading for heading in headings(rows) if heading not in ("verdict", "why")]
-    for heading in (*shown, "verdict"):
+    headings, cells = as_table(rows)
+    assert headings[-2:] == ("verdict", "why")
+    for heading in headings[:-1]:
         numeric = heading in ("paper", "ours", "difference", "seeds")
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
+    for row, shown in zip(rows, cells, strict=True):
         note = f" {escape(f'[{reasons.index(row.why) + 1}]')}" if row.why else ""
-        table.add_row(*map(escape, cells(row, shown)), MARKS[row.verdict] + note)
+        table.add_row(*map(escape, shown[:-2]), MARKS[row.verdict] + note)
     return table
 
 

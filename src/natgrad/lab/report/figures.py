@@ -12,11 +12,19 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from natgrad.lab.report.curves import Curve, curve, drawn, trail
 from natgrad.lab.report.read import Axis, Quantity, Results
-from natgrad.lab.report.style import INK, Look, inline_svg, literal, looks, save_figure, styled
+from natgrad.lab.report.style import (
+    INK,
+    Look,
+    inline_svg,
+    literal,
+    looks,
+    plain_logarithm,
+    save_figure,
+    styled,
+)
 from natgrad.lab.report.summary import Summary
 from natgrad.lab.report.text import display_name, significant
 
@@ -248,10 +256,7 @@ def _scale(ax: Axes, panel: Panel, lines: Sequence[Curve], percent: bool) -> Non
     spread = LOG_FROM if panel.quantity.endswith("_loss") else ERRORS_FROM
     if low > 0 and high / low > spread:
         ax.set_yscale("log")
-        subs = (1.0, 2.0, 5.0) if high / low < DECADES_LABELLED else (1.0,)
-        ax.yaxis.set_major_locator(LogLocator(subs=subs))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        plain_logarithm(ax.yaxis, (1.0, 2.0, 5.0) if high / low < DECADES_LABELLED else (1.0,))
         ax.set_ylim(low / 1.15, high * 1.15)
     elif panel.quantity.endswith("_metric"):
         ax.set_ylim(*_late_range(lines, 100.0 if percent else math.inf))

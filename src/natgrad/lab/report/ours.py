@@ -11,6 +11,7 @@ from typing import Any
 from natgrad.lab.report.crossing import first_crossing
 from natgrad.lab.report.read import Results, Run
 from natgrad.lab.report.summary import Summary
+from natgrad.lab.report.text import deviation
 
 __all__ = ["Ours", "ours_of"]
 
@@ -111,5 +112,5 @@ def _over(values: Mapping[str, float]) -> Ours | None:
     known = {seed: value for seed, value in values.items() if math.isfinite(value)}
     if not known:
         return None
-    sd = statistics.stdev(known.values()) if len(known) > 1 else None
-    return Ours(statistics.fmean(known.values()), sd, len(known), known)
+    finite = list(known.values())
+    return Ours(statistics.fmean(finite), deviation(finite), len(known), known)

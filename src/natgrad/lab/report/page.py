@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from natgrad.lab.errors import LabError
 from natgrad.lab.report import figures, tables
-from natgrad.lab.report.beside import Beside, cells, headings, notes
+from natgrad.lab.report.beside import Beside, as_table, notes
 from natgrad.lab.report.headline import headline
 from natgrad.lab.report.read import Results
 from natgrad.lab.report.studies import pictures, written
@@ -38,6 +38,7 @@ def page(results: Results, summary: Summary, paper: Sequence[Beside], folder: Pa
         A page that needs nothing beside it: styles and figures are inside.
     """
     recipe = {**dict.fromkeys(("name", "source", "differs")), **results.part("recipe")}
+    headings, cells = as_table(paper)
     return (
         environment()
         .get_template("page.html.j2")
@@ -60,8 +61,8 @@ def page(results: Results, summary: Summary, paper: Sequence[Beside], folder: Pa
             facts=facts(results),
             studies=list(results.tables.values()),
             pictures=pictures(results.figures, folder),
-            headings=headings(paper),
-            paper=[(row, cells(row, headings(paper))) for row in paper],
+            headings=headings,
+            paper=list(zip(paper, cells, strict=True)),
             rules=notes(paper),
             provenance=provenance(results),
             command="\n".join(commands(results)),

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from natgrad.lab.report.beside import Beside, beside, cells, headings, notes
+from natgrad.lab.report.beside import Beside, as_table, beside, notes
 from natgrad.lab.report.figures import write_figures
 from natgrad.lab.report.illustrate import illustrated
 from natgrad.lab.report.page import commands, facts, provenance, sentences, settings
@@ -14,8 +14,9 @@ from natgrad.lab.report.read import Results, read_results
 from natgrad.lab.report.single import draw_paper
 from natgrad.lab.report.studies import markdown
 from natgrad.lab.report.summary import Summary, summary_of
+from natgrad.lab.report.text import markdown_table
 
-__all__ = ["markdown_table", "paper_sections", "publish_single"]
+__all__ = ["paper_sections", "publish_single"]
 
 
 def publish_single(folder: Path, out: Path) -> Path:
@@ -84,16 +85,7 @@ def paper_sections(rows: Sequence[Beside], source: str) -> Iterable[str]:
     if not rows:
         return
     yield f"## Beside the paper ({source})"
-    yield markdown_table(headings(rows), [cells(row, headings(rows)) for row in rows])
+    yield markdown_table(*as_table(rows))
     if any(row.drawn for row in rows):
         yield "![The paper's numbers and ours, one standard deviation to each side](paper.png)"
     yield "\n".join(f"- {rule}" for rule in notes(rows))
-
-
-def markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
-    head = list(head)
-    lines = [head, ["---"] * len(head), *(list(row) for row in rows)]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )

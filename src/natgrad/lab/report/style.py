@@ -16,7 +16,9 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import matplotlib
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 INK = "#1f2328"
 GRID = "#d8dde3"
@@ -125,6 +127,13 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> str:
     head = re.sub(r'\s(width|height)="[^"]*"', "", svg[: svg.index(">")])
     seen = f'role="img" aria-label={quoteattr(label)}' if label else 'aria-hidden="true"'
     return f"{head} {seen}{svg[svg.index('>') :]}"
+
+
+def plain_logarithm(axis: Axis, subs: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
+    """Label a logarithmic axis with numbers as they are, at these multiples of powers of ten."""
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def literal(text: str) -> str:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from natgrad.lab.report.beside import cells, headings, notes
+from natgrad.lab.report.beside import as_table, notes
 from natgrad.lab.report.page import environment
-from natgrad.lab.report.published import markdown_table, paper_sections, publish_single
+from natgrad.lab.report.published import paper_sections, publish_single
 from natgrad.lab.report.single import draw_paper
 from natgrad.lab.report.studies import markdown
 from natgrad.lab.report.suite import WrittenSuite, write
-from natgrad.lab.report.text import profile_text, without_paths
+from natgrad.lab.report.text import markdown_table, profile_text, without_paths
 
 
 def suite_page(written: WrittenSuite) -> str:
     """Return the page on top as HTML; the variants' pages lie beside it in their folders."""
+    headings, cells = as_table(written.rows)
     return (
         environment()
         .get_template("suite.html.j2")
@@ -25,8 +26,8 @@ def suite_page(written: WrittenSuite) -> str:
             command=without_paths(str(written.manifest.get("command") or "")),
             variants=_variants(written),
             table=written.table,
-            headings=headings(written.rows),
-            paper=[(row, cells(row, headings(written.rows))) for row in written.rows],
+            headings=headings,
+            paper=list(zip(written.rows, cells, strict=True)),
             rules=notes(written.rows),
         )
     )

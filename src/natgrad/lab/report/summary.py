@@ -19,7 +19,7 @@ from natgrad.lab.report.crossing import first_crossing
 from natgrad.lab.report.race import Race, race
 from natgrad.lab.report.read import Axis, Metric, Quantity, Results, Run, read_results
 from natgrad.lab.report.tenths import Tenths, tenths
-from natgrad.lab.report.text import display_name
+from natgrad.lab.report.text import deviation, display_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -223,8 +223,7 @@ def _spread(runs: Sequence[Run], quantity: Quantity) -> Spread | None:
     values = [value for run in runs if math.isfinite(value := run.final(quantity))]
     if not values:
         return None
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), sd, len(values))
+    return Spread(statistics.fmean(values), deviation(values), len(values))
 
 
 def _median(values: Sequence[float]) -> float | None:

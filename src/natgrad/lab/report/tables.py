@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from natgrad.lab.report.text import NOTHING, decimals, significant, with_spread
+from natgrad.lab.report.text import NOTHING, decimals, markdown_row, significant, with_spread
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -204,15 +204,11 @@ def _shortfall(entry: OptimizerSummary) -> str:
 
 def _markdown_table(summary: Summary, columns: Sequence[Column]) -> str:
     head = ["optimizer", *[column.heading for column in columns]]
-    lines = [_markdown_row(head), "|---|" + "---:|" * len(columns)]
+    lines = [markdown_row(head), "|---|" + "---:|" * len(columns)]
     for i, entry in enumerate(summary.entries):
         cells = [f"**{c.cells[i]}**" if i in c.best else c.cells[i] for c in columns]
-        lines.append(_markdown_row([entry.name, *cells]))
+        lines.append(markdown_row([entry.name, *cells]))
     return "\n".join(lines)
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _unmarked(text: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 _NAMES = {
@@ -110,6 +111,22 @@ def fixed(value: float | None, places: int) -> str:
     if value != 0 and abs(value) < 10.0**-places:
         return f"{value:.1e}"
     return f"{value:.{places}f}"
+
+
+def deviation(values: Collection[float]) -> float | None:
+    """The sample standard deviation; None of fewer than two."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def markdown_row(cells: Iterable[object]) -> str:
+    """A row of a table in Markdown."""
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def markdown_table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown."""
+    head = list(head)
+    return "\n".join(map(markdown_row, (head, ["---"] * len(head), *rows)))
 
 
 def with_spread(mean: float | None, sd: float | None, places: int) -> str:

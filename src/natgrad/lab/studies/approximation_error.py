@@ -24,7 +24,7 @@ from natgrad.lab.data import Pair
 from natgrad.lab.folder import Results
 from natgrad.lab.optimizers import complete
 from natgrad.lab.report.style import literal, looks, styled
-from natgrad.lab.report.text import display_name
+from natgrad.lab.report.text import deviation, display_name
 from natgrad.lab.running import Watch
 from natgrad.lab.studies.alongside import Alongside, read_alongside
 from natgrad.lab.study import Work
@@ -210,7 +210,7 @@ def _errors(rows: Sequence[Mapping[str, Any]]) -> Table:
         for row in mine:
             logs.setdefault(str(row["seed"]), []).append(math.log10(row["error"]))
         means = {seed: statistics.fmean(each) for seed, each in logs.items()}
-        sd = statistics.stdev(means.values()) if len(means) > 1 else None
+        sd = deviation(means.values())
         cells.append(
             [structure.upper(), *figures, statistics.fmean(means.values()), sd, len(means)]
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from natgrad import PRONG, whiten
 from natgrad.lab.conditioning import Conditioning, conditioning_figure, read_conditioning
 from natgrad.lab.folder import Results
 from natgrad.lab.report.style import literal, styled
-from natgrad.lab.report.text import display_name
+from natgrad.lab.report.text import deviation, display_name
 from natgrad.lab.running import Watch
 from natgrad.lab.study import Work
 from natgrad.lab.tables import Table
@@ -113,7 +113,7 @@ class FisherBeforeAndAfter:
             logs = _logs_at(rows, name, when)
             log = statistics.fmean(logs.values())
             reductions = [100 * (1 - 10**each) for each in logs.values()]
-            figures = (log, _deviation(logs.values()), 100 * (1 - 10**log), _deviation(reductions))
+            figures = (log, deviation(logs.values()), 100 * (1 - 10**log), deviation(reductions))
             cells.append([display_name(name), *means, *figures, len(found)])
             by_seed[display_name(name)] = {LOG: logs}
         metric = work.recipe.metric
@@ -207,7 +207,3 @@ def _logs_at(
         if row["optimizer"] == optimizer and when.get(row["seed"]) == row["update"]:
             logs[str(row["seed"])].append(math.log10(row["condition"]))
     return {seed: statistics.fmean(values) for seed, values in logs.items()}
-
-
-def _deviation(values: Collection[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None

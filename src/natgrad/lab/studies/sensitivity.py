@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from natgrad.lab.folder import Results
 from natgrad.lab.report.style import COLOURS, INK, styled
+from natgrad.lab.report.text import deviation
 from natgrad.lab.running import Watch
 from natgrad.lab.study import Work
 from natgrad.lab.tables import Table
@@ -88,7 +89,8 @@ class Sensitivity:
 
 def _mean_and_sd(values: Sequence[float]) -> list[float | None]:
     mean = round(statistics.fmean(values), 4) if values else None
-    return [mean, round(statistics.stdev(values), 4) if len(values) > 1 else None]
+    sd = deviation(values)
+    return [mean, None if sd is None else round(sd, 4)]
 
 
 def sensitivity_figure(study: Sensitivity, runs: Runs, name: str) -> Figure:

@@ -9,19 +9,17 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from natgrad.lab.report.style import COLOURS, INK, literal
+from natgrad.lab.report.style import COLOURS, INK, literal, plain_logarithm
 from natgrad.lab.report.text import display_name
 
-__all__ = ["interaction", "sensitivity", "varied"]
+__all__ = ["best_trial", "interaction", "sensitivity", "varied"]
 
 WIDE = 8.0  #: values of a positive setting over so many sizes are drawn in the logarithm
 FEWEST = 6  #: points that a contour can be drawn through
@@ -74,9 +72,9 @@ def _panel(ax: Axes, search: Mapping[str, Any], key: str) -> None:
     losses = [t["validation_loss"] for t in _finished(search)]
     ax.set_xlabel(literal(key))
     _axis(ax, search, key)
-    if losses and min(losses) > 0 and max(losses) / min(losses) > WIDE:
+    if losses and _logarithmic(losses):
         ax.set_yscale("log")
-        _plain(ax.yaxis)
+        plain_logarithm(ax.yaxis)
     for trial in search["trials"]:
         if key not in trial["settings"]:
             continue
@@ -86,7 +84,7 @@ def _panel(ax: Axes, search: Mapping[str, Any], key: str) -> None:
             continue
         face = BLUE if trial["ended"] == "finished" else "none"
         ax.plot([x], [trial["validation_loss"]], color=BLUE, marker="o", mfc=face)
-    best = _best(search)
+    best = best_trial(search)
     if best is not None and key in best["settings"]:
         x = place[repr(best["settings"][key])]
         ax.plot([x], [best["validation_loss"]], color=INK, marker="o", ms=9, mfc="none")
@@ -104,7 +102,7 @@ def _contours(search: Mapping[str, Any], keys: Sequence[str]) -> Figure:
     levels = np.geomspace(z.min(), z.max(), 12) if isinstance(norm, LogNorm) else 12
     filled = ax.tricontourf(where[0], where[1], z, levels, norm=norm, cmap=SHADES)
     ax.plot(*where, color=INK, marker=".", linestyle="", ms=4)
-    best = _best(search)
+    best = best_trial(search)
     if best is not None:
         ring = [[_position(search, key, best["settings"][key])] for key in keys]
         ax.plot(*ring, color=RED, marker="o", ms=9, mfc="none")
@@ -151,7 +149,7 @@ def _parallel(search: Mapping[str, Any], keys: Sequence[str]) -> Figure:
 def _bar(figure: Figure, ax: Axes, drawn: ScalarMappable) -> None:
     bar = figure.colorbar(drawn, ax=ax, label="validation loss")
     if isinstance(drawn.norm, LogNorm) and not isinstance(drawn, ContourSet):
-        _plain(bar.ax.yaxis)
+        plain_logarithm(bar.ax.yaxis)
     else:
         bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         bar.ax.yaxis.set_minor_formatter(lambda value, _: "")
@@ -183,14 +181,7 @@ def _axis(ax: Axes, search: Mapping[str, Any], key: str) -> None:
         ax.set_xticks(range(len(names)), [literal(name) for name in names])
     elif _logarithmic(values):
         ax.set_xscale("log")
-        _plain(ax.xaxis, (1.0,) if max(values) / min(values) > 100 else (1.0, 2.0, 5.0))
-
-
-def _plain(axis: Axis, subs: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
-    """Label a logarithmic axis with numbers as they are."""
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+        plain_logarithm(ax.xaxis, (1.0,) if max(values) / min(values) > 100 else (1.0, 2.0, 5.0))
 
 
 def _places(search: Mapping[str, Any], key: str) -> dict[str, float]:
@@ -242,7 +233,8 @@ def _sane(trial: Mapping[str, Any]) -> bool:
     return not curve or bool(loss <= BLOWN_UP * max(curve[0], 0.0))
 
 
-def _best(search: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def best_trial(search: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The trial whose settings were taken; None where none came to its end."""
     return next((t for t in search["trials"] if t["place"] == search["best"]), None)
 
 

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from natgrad.lab.folder import write_json
 from natgrad.lab.optimizers import complete
 from natgrad.lab.running import is_over
-from natgrad.lab.sweep.queue import PLACE, Queue
+from natgrad.lab.sweep.queue import PLACE
 from natgrad.lab.sweep.trial import ENDED
 from natgrad.lab.sweep.work import ROWS, SEEDS, Worker
 
@@ -77,10 +77,10 @@ def _last(trial: FrozenTrial) -> float | None:
 
 def _note_runs(worker: Worker) -> list[dict[str, Any]]:
     """The last figures of every run; its curve goes where ``natgrad compare`` has them."""
-    queue: Queue = worker.over_seeds()
+    queue, runs = worker.over_seeds(), worker.runs()
     found = []
     for place, trial in queue.ended().items():
-        optimizer, seed = worker.runs()[place]
+        optimizer, seed = runs[place]
         ended = trial.user_attrs.get(ENDED, "finished")
         rows = trial.user_attrs.get(ROWS, [])
         folder, own = worker.results.run(optimizer, seed), worker.folder(SEEDS, trial.number)

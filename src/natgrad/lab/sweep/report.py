@@ -10,17 +10,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from natgrad.lab.report.style import styled
+from natgrad.lab.report.style import save_figure, styled
 from natgrad.lab.report.text import (
     NOTHING,
+    deviation,
     display_name,
+    markdown_table,
     profile_text,
     settings_text,
     significant,
     with_spread,
     without_paths,
 )
-from natgrad.lab.sweep.figures import interaction, sensitivity
+from natgrad.lab.sweep.figures import best_trial, interaction, sensitivity
 
 __all__ = ["PAGE", "best_rows", "print_best", "write_sweep"]
 
@@ -68,7 +70,7 @@ def best_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _best_row(record: Mapping[str, Any], search: Mapping[str, Any]) -> tuple[str, ...]:
-    name, best = search["optimizer"], _chosen(search)
+    name, best = search["optimizer"], best_trial(search)
     runs = [r for r in record["runs"] if r["optimizer"] == name and r["ended"] == "finished"]
     figures = (
         _spread(runs, key) for key in ("train_loss", "test_loss", "train_metric", "test_metric")
@@ -83,8 +85,7 @@ def _spread(runs: Sequence[Mapping[str, Any]], key: str) -> str:
     if not values:
         return NOTHING
     places = 4 if key.endswith("_loss") else 2
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    return with_spread(statistics.fmean(values), sd, places)
+    return with_spread(statistics.fmean(values), deviation(values), places)
 
 
 def _counted(search: Mapping[str, Any]) -> str:
@@ -92,10 +93,6 @@ def _counted(search: Mapping[str, Any]) -> str:
     parts = [f"{ended.count(kind)} {kind}" for kind in ("finished", "pruned", "diverged")]
     parts += [f"{search['given_up']} given up"] if search["given_up"] else []
     return ", ".join(part for part in parts if not part.startswith("0 "))
-
-
-def _chosen(search: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    return next((t for t in search["trials"] if t["place"] == search["best"]), None)
 
 
 def _head(record: Mapping[str, Any]) -> str:
@@ -112,7 +109,8 @@ def _head(record: Mapping[str, Any]) -> str:
 
 
 def _best(record: Mapping[str, Any]) -> str:
-    return f"## Best settings\n\n{_table(best_rows(record))}"
+    head, *rows = best_rows(record)
+    return f"## Best settings\n\n{markdown_table(head, rows)}"
 
 
 def _section(folder: Path, search: Mapping[str, Any]) -> str:
@@ -123,18 +121,16 @@ def _section(folder: Path, search: Mapping[str, Any]) -> str:
     head = ("", *keys, "validation loss", "ended", "seconds")
     ordered = sorted(search["trials"], key=_rank)
     rows = [_row(trial, keys, search["best"]) for trial in ordered]
-    parts = [f"## {display_name(name)}", *filter(None, shown), _table([head, *rows])]
+    parts = [f"## {display_name(name)}", *filter(None, shown), markdown_table(head, rows)]
     return "\n\n".join(parts)
 
 
 def _figure(folder: Path, stem: str, draw: Any, search: Mapping[str, Any]) -> str:
     with styled():
         figure = draw(search) if search["trials"] else None
-        if figure is None:
-            return ""
-        (folder / FIGURES).mkdir(exist_ok=True)
-        figure.savefig(folder / FIGURES / f"{stem}.pdf", metadata={"CreationDate": None})
-        figure.savefig(folder / FIGURES / f"{stem}.png", dpi=200)
+    if figure is None:
+        return ""
+    save_figure(figure, folder / FIGURES / stem)
     return f"![{stem}]({FIGURES}/{stem}.png)"
 
 
@@ -156,8 +152,3 @@ def _row(trial: Mapping[str, Any], keys: Sequence[str], best: int | None) -> tup
         trial["ended"],
         significant(trial["seconds"]),
     )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

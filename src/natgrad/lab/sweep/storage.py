@@ -22,18 +22,17 @@ TRIES = 5
 #: what data bases say to one of two that make the tables at the same moment
 MADE_BY_ANOTHER = ("exist", "unique", "duplicate", "locked")
 
-
-def default_url(folder: Path) -> str:
-    """An SQLite file in the results folder."""
-    return f"sqlite:///{(folder / 'sweep.db').resolve()}"
-
-
 #: packages of modules that are named otherwise
 DRIVERS = {
     "psycopg": "'psycopg[binary]'",
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
 }
+
+
+def default_url(folder: Path) -> str:
+    """An SQLite file in the results folder."""
+    return f"sqlite:///{(folder / 'sweep.db').resolve()}"
 
 
 def open_storage(url: str, heartbeat: int = HEARTBEAT_S) -> RDBStorage:

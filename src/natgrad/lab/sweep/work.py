@@ -88,7 +88,8 @@ class Worker:
 
     def runs(self) -> list[tuple[str, int]]:
         """Optimizer and seed of every run; optimizers take turns within a seed."""
-        return [(name, seed) for seed in self.sweep.plan.seeds for name in self.best()]
+        names = list(self.best())
+        return [(name, seed) for seed in self.sweep.plan.seeds for name in names]
 
     def over_seeds(self) -> Queue:
         """The runs of the best settings."""
