@@ -48,6 +48,10 @@ class OneHot:
         n, t = self.indices.shape
         return n, t, self.size
 
+    def kept(self) -> OneHot:
+        """A copy that shares no memory with the layer's input."""
+        return OneHot(self.indices.clone(), self.size)
+
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The rows written out, ``[n, t, i]``."""
         shape = (*self.indices.shape, self.size + 1)
@@ -115,8 +119,8 @@ class Sample:
 
     def kept(self) -> Sample:
         """The same, for later: nobody else changes it, and rows made of images are forgotten."""
-        inputs = self.inputs.kept() if isinstance(self.inputs, Unwritten) else self.inputs
-        return Sample(inputs, self.g.clone())
+        a = self.inputs
+        return Sample(a.clone() if isinstance(a, Tensor) else a.kept(), self.g.clone())
 
     def first(self, examples: int) -> Sample:
         """The first so many examples, at least one."""
