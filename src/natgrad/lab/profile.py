@@ -17,6 +17,7 @@ PROFILES = (SMOKE, CPU, FULL)
 
 SILENT = {
     "profile", "profiles", "network", "settings", "spaces", "illustrate", "study", "threads",
+    "paper",
 }  # fmt: skip
 NEEDS_WORDS = {"network": "architecture"}
 
@@ -65,7 +66,7 @@ def described(full: Recipe, changes: Mapping[str, Any]) -> str:
 
     Returns:
         ``"epochs: 5 instead of 70; seeds: 1 instead of 3"``; fields that have no short words (the
-        study, settings) are left out.
+        study, settings, what the paper states) are left out.
     """
     parts = []
     for key, value in changes.items():
