@@ -14,12 +14,14 @@ from natgrad.lab.metrics import ACCURACY
 from natgrad.lab.optimizers import Settings
 from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe
+from natgrad.lab.space import Choice, Space
 from natgrad.likelihood import Categorical
 
 __all__ = ["DAMPINGS", "NETWORKS", "NOT_PRINTED", "NUS", "RATES", "SOURCE", "classifier"]
 
 SOURCE = "Gao et al. 2020 (TEKFAC, arXiv 2011.13609)"
-#: what the paper tried; a tuning grid takes ten points of these for every optimizer
+#: what the paper tried: a sweep draws from all of it, a tuning grid takes ten points of it for
+#: every optimizer
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 DAMPINGS = (1e-8, 1e-6, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3)
 NUS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0)
@@ -90,6 +92,19 @@ SMALL_GRIDS: dict[str, list[Settings]] = {
 }
 
 
+#: the paper's grids as they are printed
+SPACES: Mapping[str, Space] = {
+    "sgd": {"lr": Choice(RATES)},
+    "adam": {"lr": Choice(RATES)},
+    "ekfac": {"lr": Choice(RATES), "damping": Choice(DAMPINGS)},
+    **{
+        name: {"lr": Choice(RATES), "nu": Choice(NUS)}
+        for name in GRIDS
+        if name.endswith("_restricted")
+    },
+}
+
+
 def classifier(network: str, data: DataSet, channels: Channels, classes: int) -> Recipe:
     """A network on a data set with the paper's settings, and in two smaller sizes.
 
@@ -124,6 +139,7 @@ def classifier(network: str, data: DataSet, channels: Channels, classes: int) ->
         grids=GRIDS,
         settings=SETTINGS,
         optimizers=tuple(GRIDS),
+        spaces=SPACES,
         differs=f"{NOT_PRINTED}; {TUNED}",
         profiles={
             "cpu": Profile(

@@ -106,7 +106,7 @@ def test_conditioning(small: Recipe, digits: Splits, tmp_path: Path) -> None:
 
 
 def test_approximations(small: Recipe, digits: Splits, tmp_path: Path) -> None:
-    study = ApproximationError("sgd", examples=8, multiples=(1e-4, 1e6))
+    study = ApproximationError("sgd", examples=8, fixed=(1e-5, 1e5), multiples=(1e-4, 1e6))
     found = concluded(study, small, digits, tmp_path, "sgd")
     errors, damping = found.table("errors"), found.table("damping")
     assert errors is not None
@@ -118,6 +118,11 @@ def test_approximations(small: Recipe, digits: Splits, tmp_path: Path) -> None:
     for row in damping.rows:  # far above the eigenvalues a natural gradient is the gradient
         assert row[-1] == pytest.approx(1, abs=1e-4)
         assert row[-2] < row[-1]
+    first_order = found.table("first_order")
+    assert first_order is not None
+    assert first_order.cell("100000", "least cosine") == pytest.approx(1, abs=1e-4)
+    assert first_order.cell("1e-05", "least cosine") < 0.9
+    assert set(first_order.by_seed["1e-05"]["least cosine"]) == {"0", "1"}
     assert set(found.figures()) == {"errors", "eigenvalues"}
 
 

@@ -6,10 +6,12 @@ from functools import partial
 from natgrad.lab.data import MNIST_PIXELS
 from natgrad.lab.networks import autoencoder
 from natgrad.lab.optimizers import Settings
+from natgrad.lab.optimizers.spaces import rates, ridged
 from natgrad.lab.paper import Cell, Claim, Final, Number, Reached, StepTime
 from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Suite
 from natgrad.lab.recipes.autoencoder import RECIPE as AUTOENCODER
+from natgrad.lab.space import Range
 from natgrad.lab.studies.whitening_time import WhiteningTime
 
 RATES = (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 0.01, 0.02, 0.03)
@@ -88,6 +90,13 @@ CURVES = replace(
         "sngd": {"lr": 0.01, "eps": 1.0},
     },
     optimizers=("sgd", "rmsprop", "sgd_bn", "prong", "sngd"),
+    spaces={
+        "sgd": rates(1e-5, 0.1),
+        "sgd_bn": rates(1e-4, 0.3),
+        "rmsprop": rates(1e-7, 0.01),
+        "prong": ridged(1e-6, 0.03, Range(1e-3, 10)),
+        "sngd": ridged(1e-4, 0.1, Range(0.03, 30)),
+    },
     study=WhiteningTime(),
     paper=(
         Number(
@@ -173,6 +182,7 @@ BY_EPS = replace(
     grids=_eps_grids(T),
     settings={name: grid[2] for name, grid in _eps_grids(T).items()},
     optimizers=tuple(map(_eps, EPS)),
+    spaces={_eps(eps): rates(1e-5 * eps, 0.1 * eps) for eps in EPS},
     paper=(
         Claim(
             "a small eps with a small learning rate is faster", "Fig. 3a", "MNIST",
@@ -232,6 +242,7 @@ PERIOD = replace(
     grids=dict.fromkeys((*FAN_IN, *WHITE), GRID),  # 4 points each
     settings=dict.fromkeys((*FAN_IN, *WHITE), GRID[2]),
     optimizers=(*FAN_IN, *WHITE),
+    spaces=dict.fromkeys((*FAN_IN, *WHITE), ridged(1e-6, 0.03, Range(1e-3, 10))),
     paper=_stated(often=1000),
     profiles={
         "smoke": Profile({**SMALL, "optimizers": (_period(10), _period(100_000, True))}),

@@ -10,9 +10,11 @@ from natgrad.lab.image_networks import CIFAR10_CHANNELS, of_pixels, vgg
 from natgrad.lab.image_sets import CIFAR10
 from natgrad.lab.metrics import ACCURACY
 from natgrad.lab.optimizers import Settings
+from natgrad.lab.optimizers.spaces import rates, ridged
 from natgrad.lab.paper import Claim, Final, Number, Reached
 from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe
+from natgrad.lab.space import Range
 from natgrad.likelihood import Categorical
 
 WHERE, PAPERS = "Fig. 4b", "CIFAR-10"
@@ -91,6 +93,12 @@ RECIPE = Recipe(
         WHOLE: _whole(_FULL)[4],
     },
     optimizers=tuple(GRIDS),
+    spaces={
+        "sgd": rates(1e-4, 1.0),
+        "rmsprop": rates(1e-6, 0.03),
+        "sgd_bn": rates(1e-3, 3.0),
+        **dict.fromkeys((CROPPED, WHOLE), ridged(1e-5, 0.1, Range(1e-3, 10))),
+    },
     paper=(
         Number("PRONG, test error", 7.32, WHERE, PAPERS, Final(CROPPED, complement=True), unit="%"),
         Number(

@@ -7,9 +7,11 @@ from torch import nn
 from natgrad.lab.data import MNIST_10X10
 from natgrad.lab.metrics import ACCURACY
 from natgrad.lab.networks import mlp
+from natgrad.lab.optimizers.spaces import rates, ridged
 from natgrad.lab.paper import Bound, Cell, Claim
 from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe
+from natgrad.lab.space import Range
 from natgrad.lab.studies.conditioning import LOG, FisherBeforeAndAfter
 from natgrad.likelihood import Categorical
 
@@ -50,6 +52,12 @@ RECIPE = Recipe(
         "prong": {"lr": 0.01, "eps": 0.01, "every": 400},
     },
     optimizers=("sgd", "rmsprop", "sgd_bn", "prong"),
+    spaces={
+        "sgd": rates(1e-3, 1.0),
+        "rmsprop": rates(1e-5, 0.03),
+        "sgd_bn": rates(1e-3, 3.0),
+        "prong": ridged(1e-4, 0.3, Range(1e-3, 3)),
+    },
     paper=(
         Claim(
             "PRONG reduces the condition number by more than 95 %", "Fig. 2c, text",

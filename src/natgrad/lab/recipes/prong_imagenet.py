@@ -14,9 +14,11 @@ from natgrad.lab.image_sets import IMAGENET, TINY_IMAGENET
 from natgrad.lab.inception import GOOGLENET, inception
 from natgrad.lab.metrics import ACCURACY
 from natgrad.lab.optimizers import Settings
+from natgrad.lab.optimizers.spaces import rates, ridged
 from natgrad.lab.paper import Claim, Final, Number
 from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe, Suite
+from natgrad.lab.space import Range
 from natgrad.likelihood import Categorical
 
 SOURCE = "Desjardins et al. 2015 (PRONG, arXiv 1507.00210), Fig. 4c and d"
@@ -110,6 +112,12 @@ def _variant(data: DataSet, size: int, classes: int, width: float) -> Recipe:
         grids=GRIDS,
         settings={name: grid[1] for name, grid in GRIDS.items()},
         optimizers=tuple(GRIDS),
+        spaces={
+            "sgd": rates(1e-3, 1.0),
+            "sgd_bn": rates(3e-3, 3.0),
+            PLUS: ridged(1e-3, 1.0, Range(0.01, 10)),
+            "prong": ridged(1e-4, 0.3, Range(0.01, 10)),
+        },
         seeds=(0, 1, 2) if tiny else (0,),
         paper=(*NUMBERS, *CLAIMS),
         differs=(

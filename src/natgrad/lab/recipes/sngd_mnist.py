@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 from natgrad.lab.data import MNIST
+from natgrad.lab.optimizers.spaces import rates, ridged
 from natgrad.lab.paper import Claim, Final, Number, Reached
 from natgrad.lab.profile import Profile
 from natgrad.lab.recipes.mnist_mlp import RECIPE as MNIST_MLP
+from natgrad.lab.space import Range
 
 RATES = (0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5)
 
@@ -36,6 +38,13 @@ RECIPE = replace(
         "sngd": {"lr": 0.03, "eps": 1.0},
     },
     optimizers=("sgd", "sgd_bn", "prong", "sngd"),
+    spaces={
+        "sgd": rates(1e-3, 1.0),
+        "sgd_bn": rates(1e-3, 3.0),
+        "prong": ridged(1e-3, 0.5, Range(0.01, 10)),
+        "prong_diagonal": ridged(1e-3, 0.5, Range(1e-3, 10)),
+        "sngd": ridged(1e-3, 0.5, Range(0.03, 30)),
+    },
     paper=(
         Number(
             "SGD, test accuracy", 97.62, "Fig. 3, text", "MNIST", Final("sgd"), unit="%",

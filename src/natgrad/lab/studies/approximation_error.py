@@ -32,9 +32,10 @@ from natgrad.lab.tables import Table
 from natgrad.lab.training import Training
 from natgrad.likelihood import Likelihood
 
-__all__ = ["LOG", "ApproximationError"]
+__all__ = ["LEAST", "LOG", "ApproximationError"]
 
-LOG = "log10 error"  #: a column of the table
+LOG = "log10 error"  #: a column of the table of errors
+LEAST = "least cosine"  #: a column of the table of fixed dampings
 NAME = "approximations"
 STRUCTURES = ("kfac", "ekfac", "tkfac", "tekfac")
 FIGURES = ("error", "trace_ratio", "cosine", "step_error")
@@ -54,20 +55,20 @@ class ApproximationError:
     layer's mean eigenvalue ``tr F_l / dim F_l``, which falls along training: the same number is a
     small damping at the start and a large one later. The table ``damping`` has, for several
     multiples, the cosine between the damped natural gradient and the plain one: near 1 the method
-    is first-order.
+    is first-order. The table ``first_order`` has the same of fixed dampings.
 
     Attributes:
         optimizer: whose runs are looked at.
         examples: that the Fisher matrices are means over.
         relative: damping of the steps that are compared, over the layer's mean eigenvalue.
-        fixed: a fixed damping, set against the eigenvalues in the table.
+        fixed: fixed dampings, the same number for every layer.
         multiples: dampings of the table, over the mean eigenvalue.
     """
 
     optimizer: str
     examples: int = 100
     relative: float = 1.0
-    fixed: float = 0.03
+    fixed: tuple[float, ...] = (0.03, 10.0)
     multiples: tuple[float, ...] = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 
     def watch(self, results: Results) -> Watch | None:
@@ -105,18 +106,20 @@ class ApproximationError:
     def _bends(
         self, model: nn.Module, pair: Pair, likelihood: Likelihood, means: Mapping[str, float]
     ) -> dict[str, dict[str, float]]:
-        """Cosine of TEKFAC's damped natural gradient with the gradient, by layer and multiple."""
+        """Cosine of TEKFAC's damped natural gradient with the gradient, by layer and damping."""
         F = fisher(model, pair.inputs, likelihood, kind="exact", structure="tekfac")
         loss = likelihood.nll(model(pair.inputs), pair.targets).mean()
         g = torch.cat([x.flatten() for x in torch.autograd.grad(loss, list(model.parameters()))])
         spans = _spans(model)
         bends: dict[str, dict[str, float]] = {layer: {} for layer in means}
         for layer, mean in means.items():
-            for multiple in self.multiples:
-                u = F.solve(g, damping=multiple * mean)
+            plain = torch.cat([g[part] for part in spans[layer]])
+            dampings = {f"cosine at {m:g}": m * mean for m in self.multiples}
+            dampings |= {_at_fixed(damping): damping for damping in self.fixed}
+            for key, damping in dampings.items():
+                u = F.solve(g, damping=damping)
                 mine = torch.cat([u[part] for part in spans[layer]])
-                plain = torch.cat([g[part] for part in spans[layer]])
-                bends[layer][f"cosine at {multiple:g}"] = _cosine(mine, plain)
+                bends[layer][key] = _cosine(mine, plain)
         return bends
 
     def conclude(self, work: Work) -> None:
@@ -124,7 +127,12 @@ class ApproximationError:
         rows = read_alongside(work.results, NAME)
         if not rows:
             return
-        for name, table in (("errors", _errors(rows)), ("damping", self._damping(rows))):
+        tables = {
+            "errors": _errors(rows),
+            "damping": self._damping(rows),
+            "first_order": self._first_order(rows),
+        }
+        for name, table in tables.items():
             work.folder.write_table(name, table)
         caption = (
             f"Against the exact Fisher block of every layer, along training by "
@@ -148,16 +156,35 @@ class ApproximationError:
                 mean = statistics.fmean(row["mean_eigenvalue"] for row in at)
                 restricted = statistics.fmean(row["restricted"] for row in at) / mean
                 cosines = [statistics.fmean(row[key] for row in at) for key in keys]
-                cells.append([f"{layer}, {update}", mean, restricted, self.fixed / mean, *cosines])
+                fixed = [damping / mean for damping in self.fixed]
+                cells.append([f"{layer}, {update}", mean, restricted, *fixed, *cosines])
         note = (
-            "Over the layer's mean eigenvalue: the damping of (3.5) with the run's nu, and a "
-            f"fixed one of {self.fixed:g}. Then the cosine between TEKFAC's natural gradient and "
-            "the plain one, at dampings of so many mean eigenvalues: 1 is a first-order step."
+            "Over the layer's mean eigenvalue: the damping of (3.5) with the run's nu, and fixed "
+            "ones. Then the cosine between TEKFAC's natural gradient and the plain one, at "
+            "dampings of so many mean eigenvalues: 1 is a first-order step."
         )
-        columns = (
-            "layer, updates", "mean eigenvalue", "(3.5) / mean", f"{self.fixed:g} / mean", *keys
-        )  # fmt: skip
+        fixed_columns = [f"{damping:g} / mean" for damping in self.fixed]
+        columns = ("layer, updates", "mean eigenvalue", "(3.5) / mean", *fixed_columns, *keys)
         return Table("Damping against the mean eigenvalue", columns, cells, note)
+
+    def _first_order(self, rows: Sequence[Mapping[str, Any]]) -> Table:
+        """For each fixed damping the least cosine among layers and moments, of every seed."""
+        cells, by_seed = [], {}
+        for damping in self.fixed:
+            least: dict[str, float] = {}
+            for row in rows:
+                if row["structure"] == "tekfac":
+                    seed = str(row["seed"])
+                    least[seed] = min(row[_at_fixed(damping)], least.get(seed, math.inf))
+            mean, sd = statistics.fmean(least.values()), deviation(least.values())
+            cells.append([f"{damping:g}", mean, sd, len(least)])
+            by_seed[f"{damping:g}"] = {LEAST: least}
+        note = (
+            "Cosine between TEKFAC's natural gradient with a fixed damping and the plain "
+            "gradient, the least over layers and moments of training, mean over seeds."
+        )
+        columns = ("damping", LEAST, f"{LEAST} sd", "seeds")
+        return Table("Fixed dampings: how first-order a step is", columns, cells, note, by_seed)
 
 
 def mean_eigenvalues(model: nn.Module, pair: Pair, likelihood: Likelihood) -> dict[str, float]:
@@ -182,6 +209,10 @@ def _spans(model: nn.Module) -> dict[str, list[slice]]:
         )
         start += parameter.numel()
     return spans
+
+
+def _at_fixed(damping: float) -> str:
+    return f"cosine at damping {damping:g}"
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
