@@ -43,8 +43,9 @@ BASE = replace(
     differs=DIFFERS,
     paper=(),
 )
-#: rates are tuned on 195 updates, and refits are ten times as frequent as in the full runs
+#: rates are tuned on 195 updates (of eps and T on 117), and refits are ten times as frequent as in the full runs
 SHORT = {"epochs": 3, "tuning_epochs": 0.5}
+SHORTER = {"epochs": 1.5, "tuning_epochs": 0.3}
 T, SHORT_T = 1000, 100
 
 
@@ -193,8 +194,7 @@ BY_EPS = replace(
         "smoke": Profile({**SMALL, "optimizers": (_eps(0.03), _eps(1.0))}),
         "cpu": Profile(
             {
-                **SHORT,
-                "epochs": 2,
+                **SHORTER,
                 "grids": _eps_grids(SHORT_T),
                 "settings": {name: grid[2] for name, grid in _eps_grids(SHORT_T).items()},
             }
@@ -246,10 +246,9 @@ PERIOD = replace(
     paper=_stated(often=1000),
     profiles={
         "smoke": Profile({**SMALL, "optimizers": (_period(10), _period(100_000, True))}),
-        "cpu": Profile(  # in the 780 updates of two epochs no T of 1000 says anything
+        "cpu": Profile(  # in 585 updates a T of 1000 says nothing
             {
-                **SHORT,
-                "epochs": 2,
+                **SHORTER,
                 "grids": dict.fromkeys(SHORT_ROWS, GRID),
                 "settings": dict.fromkeys(SHORT_ROWS, GRID[2]),
                 "optimizers": SHORT_ROWS,

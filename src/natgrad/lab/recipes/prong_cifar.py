@@ -151,10 +151,10 @@ RECIPE = Recipe(
                 "grids": SMALL_GRIDS,
                 "settings": {name: grid[1] for name, grid in SMALL_GRIDS.items()},
                 "train_evaluated": 1_000,
-                "epochs": 10,
-                "tuning_epochs": 2,
-                "evaluations": 5,
-                "schedule": "plateau:4:0.1",
+                "epochs": 6,
+                "tuning_epochs": 1,
+                "evaluations": 6,
+                "schedule": "plateau:2:0.1",
             }
         ),
         "smoke": Profile(
