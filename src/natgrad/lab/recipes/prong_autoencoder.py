@@ -43,7 +43,8 @@ BASE = replace(
     differs=DIFFERS,
     paper=(),
 )
-#: rates are tuned on 195 updates (of eps and T on 117), and refits are ten times as frequent as in the full runs
+#: rates are tuned on 195 updates (of eps and T on 117), and refits are ten times as frequent as in
+#: the full runs
 SHORT = {"epochs": 3, "tuning_epochs": 0.5}
 SHORTER = {"epochs": 1.5, "tuning_epochs": 0.3}
 T, SHORT_T = 1000, 100
