@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Bound", "Cell", "Claim", "Final", "Number", "Reached", "Reading", "StepTime", "record"]
+__all__ = [
+    "At", "Bound", "Cell", "Claim", "Fewer", "Final", "Number", "Reached", "Reading", "StepTime",
+    "record",
+]  # fmt: skip
+
+Axis: TypeAlias = Literal["epochs", "updates", "seconds"]
 
 
 @dataclass(frozen=True)
 class Final:
-    """The last evaluation of an optimizer, over seeds.
+    """The last evaluation of an optimizer, over seeds; one that diverged is behind all others.
 
     Attributes:
         optimizer: whose.
@@ -24,8 +29,32 @@ class Final:
 
 
 @dataclass(frozen=True)
+class At:
+    """A point of an optimizer's curve, over seeds, linear between the evaluations around it.
+
+    A seed whose run is shorter is not measured; one that diverged before it is behind all others.
+
+    Attributes:
+        optimizer: whose.
+        quantity: ``"train_loss"``, ``"test_metric"`` and so on.
+        axis: ``"epochs"``, ``"updates"`` or ``"seconds"``.
+        value: the place on this axis.
+        complement: 100 minus it: the error of an accuracy in percent.
+    """
+
+    optimizer: str
+    quantity: str
+    axis: Axis
+    value: float
+    complement: bool = False
+
+
+@dataclass(frozen=True)
 class StepTime:
     """The time of a pass over the training data, divided by another optimizer's.
+
+    It depends on machine, widths, batch size and how often is refitted: a number of it wants
+    ``comparable=False`` and a reason, unless the paper states all of them and ours are the same.
 
     Attributes:
         optimizer: whose.
@@ -38,15 +67,38 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Reached:
-    """What it took to the comparison's target: SGD's final validation loss, where SGD was run.
+    """What it took to the comparison's target: SGD's median final validation loss, if it was run.
+
+    A seed that diverges or ends before it took infinitely long. Where a claim has this on the
+    side of the higher figure, a seed that ends before it counts as its whole budget, which it took
+    at least: of SGD itself some seed usually misses the median.
 
     Attributes:
-        optimizer: whose; every seed must have got there.
+        optimizer: whose.
         axis: ``"epochs"``, ``"updates"`` or ``"seconds"``.
     """
 
     optimizer: str
-    axis: Literal["epochs", "updates", "seconds"] = "updates"
+    axis: Axis = "updates"
+
+
+@dataclass(frozen=True)
+class Fewer:
+    """How many times fewer updates than another optimizer: a ratio of two `Reached`, seed by seed.
+
+    The other one's divided by the optimizer's. Where the other one ends before the target, its
+    whole budget is divided, and the ratio is that at least; where the optimizer itself does not
+    arrive, the ratio is 0.
+
+    Attributes:
+        optimizer: whose are few.
+        than: the other one, in the same experiment.
+        axis: ``"epochs"``, ``"updates"`` or ``"seconds"``.
+    """
+
+    optimizer: str
+    than: str = "sgd"
+    axis: Axis = "updates"
 
 
 @dataclass(frozen=True)
@@ -57,7 +109,9 @@ class Cell:
         table: its name.
         row: the entry of the first column.
         column: the heading; the spread is read from the column ``"<heading> sd"``, the number of
-            seeds from ``"seeds"``, where these are there.
+            seeds from the table's figures seed by seed or from ``"seeds"``, where these are there.
+            Beside a spread, a column ``"reached"`` says from how many seeds the figure is the mean:
+            ``"2 of 3"``, the third one taking infinitely long.
     """
 
     table: str
@@ -72,7 +126,7 @@ class Bound:
     value: float
 
 
-Reading: TypeAlias = Final | StepTime | Reached | Cell | Bound
+Reading: TypeAlias = Final | At | StepTime | Reached | Fewer | Cell | Bound
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ DIR/study/<name>.pdf .png   a figure, its caption in figures.json
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,9 @@ class Table:
         columns: headings; train and test figures side by side.
         rows: cells, numbers as numbers.
         note: how it was counted, a sentence or two.
-        by_seed: of the first cell of a row, then of a heading, then of a seed: its own figure. Not
-            shown; where the report finds them it compares rows seed by seed.
+        by_seed: of the first cell of a row, then of a heading, then of a seed: its own figure;
+            infinite where it did not get to what is timed, NaN where it diverged. Not shown; where
+            the report finds them it compares rows seed by seed.
     """
 
     title: str
@@ -62,7 +64,8 @@ class StudyFolder:
         path = self.path / f"{name}.json"
         if name == Path(CAPTIONS).stem or not path.is_file():
             return None
-        return Table(**json.loads(path.read_text(encoding="utf-8")))
+        read = json.loads(path.read_text(encoding="utf-8"))
+        return Table(**{**read, "by_seed": _each(float, read.get("by_seed", {}))})
 
     def tables(self) -> dict[str, Table]:
         """All tables by name."""
@@ -72,7 +75,9 @@ class StudyFolder:
 
     def write_table(self, name: str, table: Table) -> None:
         """Write or replace a table."""
-        write_json(self.path / f"{name}.json", asdict(table))
+        write_json(
+            self.path / f"{name}.json", {**asdict(table), "by_seed": _each(_plain, table.by_seed)}
+        )
 
     def figures(self) -> dict[str, str]:
         """Captions of the figures by name, in the order of writing."""
@@ -85,6 +90,23 @@ class StudyFolder:
 
         save_figure(figure, self.path / name)
         write_json(self.path / CAPTIONS, {**self.figures(), name: caption})
+
+
+def _each(
+    convert: Callable[[Any], Any], by_seed: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    return {
+        row: {
+            heading: {seed: convert(figure) for seed, figure in figures.items()}
+            for heading, figures in headings.items()
+        }
+        for row, headings in by_seed.items()
+    }
+
+
+def _plain(figure: float) -> float | str:
+    """JSON has no infinity and no NaN: "inf", "nan"."""
+    return figure if math.isfinite(figure) else str(figure)
 
 
 def study_folder(results: Path) -> StudyFolder:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from natgrad.lab.paper import Bound, Claim, Final, Number, Reached, StepTime, record
-from natgrad.lab.report.beside import Beside, beside, claimed
+from natgrad.lab.report.beside import Beside, beside, claimed, notes
 from natgrad.lab.report.beside_tables import figure, terminal
 from natgrad.lab.report.ours import Ours
 from natgrad.lab.report.read import read_results
@@ -91,7 +91,10 @@ def test_diverging_fails_a_number_and_decides_a_claim(tmp_path: Path) -> None:
     rows = judged(tmp_path, of_lost, win, lose)
     assert [r.verdict for r in rows] == ["not reproduced", "reproduced", "not reproduced"]
     assert rows[0].ours == "diverged"
-    assert rows[1].ours == "97.2 against diverged"
+    assert rows[1].ours == "97.20 ± 0.20 against diverged"
+    assert rows[1].difference == "ahead in 3 of 3 seeds"
+    assert rows[1].why == "the other one diverged in 3 of 3 seeds"
+    assert rows[2].why == "the one claimed ahead diverged in 3 of 3 seeds; because"
 
 
 def test_a_number_of_what_was_not_run(tmp_path: Path) -> None:
@@ -100,8 +103,8 @@ def test_a_number_of_what_was_not_run(tmp_path: Path) -> None:
     assert missing.drawn is None
 
 
-def test_claims_need_two_standard_errors(tmp_path: Path) -> None:
-    # 97.8 - 97.2 = 0.6; seed by seed 0.7, 0.5, 0.6: standard error 0.1 / sqrt(3) = 0.058
+def test_claims_need_an_interval_without_zero(tmp_path: Path) -> None:
+    # 97.8 - 97.2 = 0.6; seed by seed 0.7, 0.5, 0.6: 4.30 * 0.1 / sqrt(3) = 0.25
     holds, reverse, noise = judged(
         tmp_path,
         claim(Final("sngd"), Final("sgd")),
@@ -109,7 +112,7 @@ def test_claims_need_two_standard_errors(tmp_path: Path) -> None:
         claim(Final("sgd"), Final("sgd")),
     )
     assert holds.verdict == "reproduced"
-    assert holds.difference == "+0.60 ± 0.06"
+    assert holds.difference == "+0.60 [+0.35, +0.85]"
     assert reverse.verdict == noise.verdict == "not reproduced"
     assert reverse.why == "the reverse; because"
     assert noise.why.startswith("within the noise")
@@ -118,13 +121,29 @@ def test_claims_need_two_standard_errors(tmp_path: Path) -> None:
 def test_claims_are_judged_seed_by_seed_where_the_seeds_are_the_same() -> None:
     entry = record(claim(Final("a"), Final("b")))
     ours = over((1.0, 2.0, 3.0), "012")
-    less = over((0.5, 1.7, 2.6), "012")  # 0.5, 0.3, 0.4: standard error 0.1 / sqrt(3)
+    less = over((0.5, 1.7, 2.6), "012")  # 0.5, 0.3, 0.4: 4.30 * 0.1 / sqrt(3) = 0.25
     row = claimed(entry, ours, less, data="MNIST", profile=FULL)
-    assert (row.difference, row.verdict) == ("+0.40 ± 0.06", "reproduced")
+    assert (row.difference, row.verdict) == ("+0.40 [+0.15, +0.65]", "reproduced")
     for other in ("123", ""):  # of other seeds, or not known one by one
         less = over((0.5, 1.7, 2.6), other)
         row = claimed(entry, ours, less, data="MNIST", profile=FULL)
-        assert (row.difference, row.verdict) == ("+0.40 ± 0.84", "not reproduced")
+        # Welch: standard error 0.84, 3.99 degrees of freedom, of which 3 are counted: 3.18
+        assert (row.difference, row.verdict) == ("+0.40 [-2.27, +3.07]", "not reproduced")
+
+
+def test_two_standard_errors_of_three_seeds_are_not_enough() -> None:
+    entry = record(claim(Final("a"), Final("b")))
+    ours, less = over((1.3, 1.1, 1.2), "012"), over((1.0, 1.0, 1.0), "012")
+    row = claimed(entry, ours, less, data="MNIST", profile=FULL)  # 0.2 of 0.058: 3.5 of them
+    assert row.verdict == "not reproduced"
+    assert row.why.startswith("within the noise")
+    row = claimed(entry, less, ours, data="MNIST", profile=FULL)
+    assert row.why.startswith("within the noise")
+    many = over((1.3, 1.1, 1.2, 1.25, 1.15), "01234")  # 0.2 of 0.035, 2.78 are needed
+    row = claimed(entry, many, over((1.0,) * 5, "01234"), data="MNIST", profile=FULL)
+    assert row.verdict == "reproduced"
+    assert any("4.30 standard errors" in note for note in notes([row]))
+    assert any("not over test cases" in note for note in notes([row]))
 
 
 def over(values: tuple[float, ...], seeds: str) -> Ours:
@@ -148,7 +167,8 @@ def test_every_kind_of_reading(tmp_path: Path) -> None:
     rows = judged(tmp_path, slow, wrong, fast, bound)
     assert rows[0].ours == "3.00 ± 0.00 x"
     assert rows[1].ours == "2.20 ± 0.10 %"
-    assert rows[2].ours.startswith("1")
+    # of 0.7, 0.53, 0.10 and 0.05: 0.7 - 0.6 within 0.43; 0.05 is passed on the way to it
+    assert rows[2].ours.endswith("reached 3 of 3")
     assert [row.verdict for row in rows] == ["reproduced"] * 4
 
 
@@ -157,6 +177,88 @@ def test_a_reason_is_given_if_and_only_if_not_comparable() -> None:
         number(1.0, comparable=False)
     with pytest.raises(ValueError, match="say the reason"):
         number(1.0, reason="none")
+
+
+def test_a_ratio_of_times_can_be_shown_without_being_judged(tmp_path: Path) -> None:
+    slow = Number(
+        "time", 9.0, "text", "MNIST", StepTime("sngd"), unit="x", comparable=False,
+        reason="it belongs to the machine",
+    )  # fmt: skip
+    for profile in (FULL, {**SMALL, "comparable": True}):
+        (shown,) = judged(tmp_path / profile["name"], slow, profile=profile)
+        assert (shown.paper, shown.ours) == ("9 x", "3.00 ± 0.00 x")
+        assert (shown.verdict, shown.why) == ("not comparable", "it belongs to the machine")
+
+
+def test_a_figure_of_an_unknown_number_of_seeds_claims_none() -> None:
+    entry = record(claim(Final("a"), Final("b")))
+    row = claimed(entry, Ours(2.0, None, None), Ours(1.0, None, None), data="MNIST", profile=FULL)
+    assert (row.seeds, row.verdict) == ("\N{EN DASH}", "not comparable")
+    assert row.why == "its spread over seeds is not known"
+
+
+def test_a_number_of_which_seeds_diverged_is_not_reproduced(tmp_path: Path) -> None:
+    write_ends(tmp_path, "prong", (97.2, 97.2, None))
+    mine, other = judged(
+        tmp_path,
+        number(97.2, "prong"),
+        Number("accuracy", 97.2, "Fig. 3", "SVHN", Final("prong")),
+    )
+    assert mine.ours == "97.20 ± 0.00 %, 1 of 3 diverged"
+    assert (mine.verdict, mine.seeds) == ("not reproduced", "3")
+    assert mine.why == "ours diverged in 1 of 3 seeds"
+    assert other.verdict == "not comparable"  # diverging on other data is no verdict either
+
+
+def write_ends(folder: Path, name: str, values: tuple[float | None, ...]) -> None:
+    """Runs that end with this accuracy, or diverge."""
+    for seed, value in enumerate(values):
+        loss = None if value is None else 0.1
+        rows = [
+            row(0, 0, 0.0, validation_loss=2.0, test_metric=10.0),
+            row(1, 10, 1.0, validation_loss=loss, test_metric=value),
+        ]
+        status = "diverged" if value is None else "finished"
+        write_run(folder / "runs" / name / f"seed{seed}", rows, status)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "verdict", "why"),
+    [
+        # one of the seeds of the worse one diverged: the others decide, all before all
+        ((97.8, 97.7, 97.9), (97.2, None, 97.4), "reproduced", "the other one diverged in 1 of 3"),
+        ((97.8, 97.3, 97.9), (97.2, None, 97.4), "not reproduced", "within the noise"),
+        ((97.1, 97.0, 97.1), (97.2, None, 97.4), "not reproduced", "within the noise"),
+        # survivors far ahead do not make up for the one that diverged
+        (
+            (99.8, None, 99.9),
+            (97.2, 97.3, 97.4),
+            "not reproduced",
+            "the one claimed ahead diverged",
+        ),
+        (
+            (99.8, None, 99.9),
+            (None, None, None),
+            "not reproduced",
+            "the one claimed ahead diverged",
+        ),
+        ((97.2, 97.3, 97.1), (None, None, None), "reproduced", "the other one diverged in 3 of 3"),
+        # two seeds each are all before all in one case of six
+        ((97.2, 97.3), (None, None), "not comparable", "so few seeds"),
+        ((97.2, None), (97.3, 97.1), "not reproduced", "the one claimed ahead diverged"),
+        ((97.2,), (None,), "not comparable", "a single seed"),
+    ],
+)
+def test_a_seed_that_diverged_is_behind_all_others(
+    tmp_path: Path, better: Any, worse: Any, verdict: str, why: str
+) -> None:
+    write_ends(tmp_path, "prong", better)
+    write_ends(tmp_path, "sgd_bn", worse)
+    (row,) = judged(tmp_path, claim(Final("prong"), Final("sgd_bn")))
+    assert row.verdict == verdict
+    assert row.why.startswith(why)
+    if 0 < worse.count(None) < len(worse):
+        assert row.ours.endswith(", 1 of 3 diverged")
 
 
 def test_the_table_and_the_figure(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ def test_where_the_time_of_prong_goes(small: Recipe, digits: Splits, tmp_path: P
     assert table is not None
     assert [row[0] for row in table.rows] == ["7 steps", "statistics", "whitening"]
     assert sum(row[2] for row in table.rows) == pytest.approx(100)
+    assert table.cell("whitening", "seeds") == 1  # though the runs are of two
 
 
 def test_rows_later_than_the_checkpoint_are_dropped(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from natgrad.lab.report.ordering import SINGLE, UNKNOWN, Difference, Ranks, ordering
 from natgrad.lab.report.ours import Ours, ours_of
 from natgrad.lab.report.read import Results
+from natgrad.lab.report.significance import student_quantile
 from natgrad.lab.report.summary import Summary
-from natgrad.lab.report.text import NOTHING, decimals, with_spread
+from natgrad.lab.report.text import NOTHING, decimals
 
 Verdict = Literal["reproduced", "not reproduced", "not comparable", "not measured"]
 FACTOR = 2.0
@@ -19,8 +20,15 @@ ONLY_RUNS = "the smoke profile only shows that everything runs"
 RULES = (
     "A number is reproduced if ours is within two combined standard deviations of it, ours over "
     "seeds and the paper's as printed (where it prints none, ours stands for both).",
-    "A claim is reproduced if our means are ordered as it says by more than two standard errors of "
-    "their difference, of the differences seed by seed where both were run from the same seeds.",
+    "A claim is reproduced if the difference of our means is on its side and the 95 % confidence "
+    "interval, in brackets, leaves out zero: Student's t of the differences seed by seed where "
+    f"both were run from the same seeds (three: {student_quantile(2):.2f} standard errors to each "
+    "side), else Welch's.",
+    "A seed that did not reach the target took infinitely long where the lower figure is claimed, "
+    'and its whole budget, "at least", where the higher one is. A seed that diverged is behind all '
+    "others, and what diverged in a seed is never ahead. Figures that have no mean then are judged "
+    "by ranks, at one case of twenty by chance: three seeds all before three others.",
+    "Spreads and intervals are over seeds alone, not over test cases.",
     "Not comparable: other data, a smaller profile, or a single seed.",
 )
 
@@ -34,8 +42,8 @@ class Beside:
         where: In the paper.
         paper: Its number, or what it claims.
         ours: Our mean and spread.
-        difference: Ours less the paper's; of a claim, by how much it holds.
-        seeds: How many ours is the mean of.
+        difference: Ours less the paper's; of a claim, by how much it holds, with its interval.
+        seeds: How many ours was run from.
         data: The data set's name, the paper's and ours.
         verdict: In words.
         why: The reason, or our best explanation; may be empty.
@@ -115,20 +123,24 @@ def claimed(
     row = _unmeasured(entry, f"claim: {wants}", data)
     if better is None or worse is None:
         return row
-    if math.isnan(better.mean) or math.isnan(worse.mean):
-        return _with_divergence(row, better, worse, profile)
-    ahead = (better.mean - worse.mean) * (1 if wants == "higher" else -1)
+    found = ordering(better, worse, wants)
     places = decimals([better.mean, worse.mean])
-    error = _standard_error(better, worse)
-    verdict, why = _judged(ahead, error, profile, str(entry.get("explanation") or ""))
+    verdict, why = _judged(better, worse, found, profile)
+    if verdict == "not reproduced":
+        why = "; ".join(part for part in (why, entry.get("explanation"), _size(profile)) if part)
     return replace(
         row,
-        ours=" against ".join(with_spread(o.mean, o.sd, places) for o in (better, worse)),
-        difference=f"{ahead:+.{places}f}" + ("" if error is None else f" ± {error:.{places}f}"),
-        seeds=str(min(better.n, worse.n)),
+        ours=" against ".join(each.written(places) for each in (better, worse)),
+        difference=NOTHING if isinstance(found, str) else found.written(places) or NOTHING,
+        seeds=_fewest(better, worse),
         verdict=verdict,
         why=why,
     )
+
+
+def _fewest(*figures: Ours) -> str:
+    """The number of seeds, of two figures the smaller; nothing where it is not known."""
+    return str(min((each.n for each in figures if each.n), default=NOTHING))
 
 
 def _unmeasured(entry: Mapping[str, Any], paper: str, data: str) -> Beside:
@@ -147,38 +159,35 @@ def _unmeasured(entry: Mapping[str, Any], paper: str, data: str) -> Beside:
     )
 
 
-def _with_divergence(row: Beside, better: Ours, worse: Ours, profile: Mapping[str, Any]) -> Beside:
-    """A claim of which one side has no figure, since none of its runs came to an end."""
-    texts = ("diverged" if math.isnan(o.mean) else f"{o.mean:.4g}" for o in (better, worse))
-    row = replace(row, ours=" against ".join(texts), seeds=str(max(better.n, worse.n)))
-    if profile.get("name") == "smoke":
-        return replace(row, verdict="not comparable", why=ONLY_RUNS)
-    if math.isnan(better.mean):
-        return replace(row, verdict="not reproduced", why="ours diverged from every seed")
-    return replace(row, verdict="reproduced", why="the other one diverged from every seed")
+def _size(profile: Mapping[str, Any]) -> str:
+    return f"{profile.get('name')} profile" if profile.get("differs") else ""
 
 
 def _judged(
-    ahead: float, error: float | None, profile: Mapping[str, Any], explanation: str
+    better: Ours, worse: Ours, found: Difference | Ranks | str, profile: Mapping[str, Any]
 ) -> tuple[Verdict, str]:
+    """The verdict on a claim and its reason, without our explanation."""
     if profile.get("name") == "smoke":
         return "not comparable", ONLY_RUNS
-    if error is None:
-        return "not comparable", "a single seed has no spread"
-    size = f"{profile.get('name')} profile" if profile.get("differs") else ""
-    if ahead > FACTOR * error:
-        return "reproduced", size
-    within = "within the noise of the seeds" if abs(ahead) <= FACTOR * error else "the reverse"
-    return "not reproduced", "; ".join(part for part in (within, explanation, size) if part)
+    if better.diverged and better.n != 1:
+        return "not reproduced", f"the one claimed ahead {_lost(better)}"
+    if isinstance(found, str):
+        return "not comparable", found
+    if found.leads:
+        why = f"the other one {_lost(worse)}" if worse.diverged else ""
+        return "reproduced", "; ".join(part for part in (why, _size(profile)) if part)
+    if found.trails:
+        return "not reproduced", "the reverse"
+    if isinstance(found, Ranks) and better.missing:
+        return "not reproduced", f"the one claimed ahead {_lost(better)}"
+    return "not reproduced", "within the noise of the seeds"
 
 
-def _standard_error(a: Ours, b: Ours) -> float | None:
-    differences = a.paired(b)
-    if differences is not None:
-        return statistics.stdev(differences) / math.sqrt(len(differences))
-    if a.sd is None or b.sd is None:
-        return None
-    return math.sqrt(a.sd**2 / a.n + b.sd**2 / b.n)
+def _lost(ours: Ours) -> str:
+    """What became of the seeds without a finite figure."""
+    if ours.diverged:
+        return f"diverged in {ours.diverged} of {ours.n} seeds"
+    return f"did not reach the target in {ours.missing} of {ours.n} seeds"
 
 
 def _number(entry: Mapping[str, Any], results: Results, summary: Summary) -> Beside:
@@ -189,18 +198,16 @@ def _number(entry: Mapping[str, Any], results: Results, summary: Summary) -> Bes
     row = _unmeasured(entry, f"{printed} {unit}".strip(), data)
     if ours is None:
         return row
-    if math.isnan(ours.mean):
-        why = "ours diverged from every seed"
-        return replace(row, ours="diverged", verdict="not reproduced", why=why)
     places = max(2, len(f"{value:g}".partition(".")[2]))
     verdict, why = _compared(entry, ours, data, results.part("profile"))
+    row = replace(
+        row, ours=ours.written(places, unit), seeds=_fewest(ours), verdict=verdict, why=why
+    )
+    if math.isnan(ours.mean):
+        return row
     return replace(
         row,
-        ours=f"{with_spread(ours.mean, ours.sd, places)} {unit}".strip(),
         difference=f"{ours.mean - value:+.{places}f}",
-        seeds=str(ours.n),
-        verdict=verdict,
-        why=why,
         drawn=(value, spread, ours.mean, ours.sd),
     )
 
@@ -214,8 +221,14 @@ def _compared(
         return "not comparable", f"other data: {data}"
     if not profile.get("comparable", True):
         return "not comparable", f"the {profile.get('name')} profile is smaller"
+    if ours.n == 1:
+        return "not comparable", SINGLE
+    if ours.diverged or (ours.missing and ours.missing == ours.n):
+        return "not reproduced", f"ours {_lost(ours)}"
+    if ours.missing:  # their mean is that of the fast ones
+        return "not comparable", f"ours {_lost(ours)}"
     if ours.sd is None:
-        return "not comparable", "a single seed has no spread"
+        return "not comparable", UNKNOWN
     spread = entry.get("spread")
     theirs = ours.sd if spread is None else float(spread)
     if abs(ours.mean - float(entry["value"])) <= FACTOR * math.hypot(theirs, ours.sd):

@@ -1,4 +1,4 @@
-"""Where a curve first reaches a value."""
+"""Where a curve first reaches a value, and its value at a place."""
 
 from __future__ import annotations
 
@@ -37,3 +37,33 @@ def first_crossing(
             return before[0] + share * (x - before[0])
         before = (x, loss if before is None else min(before[1], loss))
     return math.inf
+
+
+def value_at(rows: Sequence[Row], place: float, axis: Axis, quantity: Quantity) -> float:
+    """Return a curve's value at a place, linear between the two evaluations around it.
+
+    Evaluations without a finite value are left out.
+
+    Args:
+        rows: Evaluations in order.
+        place: On the axis.
+        axis: Its unit.
+        quantity: Which curve.
+
+    Returns:
+        The value; NaN before the first evaluation and after the last one.
+    """
+    before: tuple[float, float] | None = None
+    for row in rows:
+        x, y = row.x(axis), row.y(quantity)
+        if not math.isfinite(y):
+            continue
+        if math.isclose(x, place):
+            return y
+        if x > place:
+            if before is None:
+                return math.nan
+            share = (place - before[0]) / (x - before[0])
+            return before[1] + share * (y - before[1])
+        before = (x, y)
+    return math.nan

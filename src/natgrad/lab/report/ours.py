@@ -3,38 +3,74 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from natgrad.lab.report.crossing import first_crossing
-from natgrad.lab.report.read import Results, Run
+from natgrad.lab.report.crossing import first_crossing, value_at
+from natgrad.lab.report.read import Axis, Results, Run
 from natgrad.lab.report.summary import Summary
-from natgrad.lab.report.text import deviation
+from natgrad.lab.report.text import deviation, with_spread
+from natgrad.lab.tables import Table
 
 __all__ = ["Ours", "ours_of"]
 
 
 @dataclass(frozen=True)
 class Ours:
-    """Mean and sample standard deviation of n seeds; no deviation for a single one.
+    """A figure of ours over seeds.
 
-    Where the optimizer diverged from every seed, or at every point of its grid, the mean is NaN.
-    ``by_seed`` is empty where only mean and deviation are known.
+    Attributes:
+        mean: over the seeds that have a finite figure; NaN if none has.
+        sd: sample standard deviation of these; None of fewer than two, or where it is not known.
+        n: seeds that were run to an end, those without a finite figure among them; None where
+            nothing says how many, and of a bound.
+        by_seed: the figure of each: infinite where it did not reach its target, NaN where it
+            diverged. Empty where only mean and deviation are known.
+        least: what the figure is at least, of seeds whose runs ended before the target: their
+            whole budget.
+        arrived: seeds that reached the target; None where there is nothing to reach.
     """
 
     mean: float
     sd: float | None
-    n: int
+    n: int | None
     by_seed: Mapping[str, float] = field(default_factory=dict)
+    least: Mapping[str, float] = field(default_factory=dict)
+    arrived: int | None = None
 
-    def paired(self, other: Ours) -> list[float] | None:
-        """Differences seed by seed; None where the two are not known from the same two or more."""
-        mine, theirs = self.by_seed, other.by_seed
-        if len(mine) < 2 or mine.keys() != theirs.keys():
-            return None
-        return [mine[seed] - theirs[seed] for seed in mine]
+    @property
+    def diverged(self) -> int:
+        """Number of seeds that diverged."""
+        return sum(map(math.isnan, self.by_seed.values()))
+
+    @property
+    def missing(self) -> int:
+        """Number of seeds without a finite figure."""
+        if self.by_seed:
+            return sum(not math.isfinite(figure) for figure in self.by_seed.values())
+        return (self.n or 0) - self.arrived if self.arrived is not None else 0
+
+    def at_least(self) -> Ours:
+        """With the budget in place of what was not reached within it."""
+        if not self.least:
+            return self
+        return _over({seed: self.least.get(seed, x) for seed, x in self.by_seed.items()}) or self
+
+    def written(self, places: int, unit: str = "") -> str:
+        """Mean and spread with so many decimals, and what became of the seeds they leave out."""
+        if self.diverged and self.diverged == self.n:
+            return "diverged"
+        parts = []
+        if not math.isnan(self.mean):
+            parts.append(f"{with_spread(self.mean, self.sd, places)} {unit}".strip())
+        if self.arrived is not None:
+            parts.append(f"reached {self.arrived} of {self.n}")
+        if self.diverged:
+            parts.append(f"{self.diverged} of {self.n} diverged")
+        return ", ".join(parts)
 
 
 def ours_of(reading: Mapping[str, Any], results: Results, summary: Summary) -> Ours | None:
@@ -48,42 +84,52 @@ def ours_of(reading: Mapping[str, Any], results: Results, summary: Summary) -> O
     """
     kind = reading["kind"]
     if kind == "bound":
-        return Ours(float(reading["value"]), 0.0, max(1, len(results.seeds)))
+        return Ours(float(reading["value"]), 0.0, None)
     if kind == "cell":
         return _cell(reading, results)
-    runs = [run for run in results.runs.get(reading["optimizer"], ()) if run.finished]
-    if not runs and _diverged(reading["optimizer"], results):
-        return Ours(math.nan, None, len(results.runs.get(reading["optimizer"], ())))
-    if kind == "final":
-        values = {run.label: run.final(reading["quantity"]) for run in runs}
-        if reading["complement"]:
-            values = {seed: 100 - value for seed, value in values.items()}
-        return _over(values)
     if kind == "steptime":
-        others = [run for run in results.runs.get(reading["relative_to"], ()) if run.finished]
-        return _over(_ratios(runs, others))
-    if kind == "reached" and summary.target is not None:
-        loss = summary.target.loss
-        places = {run.label: first_crossing(run.rows, loss, reading["axis"]) for run in runs}
-        complete = len(runs) == len(results.runs.get(reading["optimizer"], ()))
-        return _over(places) if complete and all(map(math.isfinite, places.values())) else None
-    return None
+        return _over(_ratios(reading["optimizer"], reading["relative_to"], results))
+    if kind in ("final", "at"):
+        runs = _ended(reading["optimizer"], results)
+        values = {seed: _value(reading, run) for seed, run in runs.items()}
+        return _over({seed: value for seed, value in values.items() if value is not None})
+    if summary.target is None:
+        return None
+    loss, axis = summary.target.loss, reading["axis"]
+    mine = _reached(_ended(reading["optimizer"], results), loss, axis)
+    if kind == "reached" or mine is None:
+        return mine
+    return _fewer(mine, _reached(_ended(reading["than"], results), loss, axis))
 
 
-def _diverged(optimizer: str, results: Results) -> bool:
+def _ended(optimizer: str, results: Results) -> dict[str, Run]:
+    """Runs that finished or diverged, by seed: all of them where the whole grid diverged."""
     runs = results.runs.get(optimizer, ())
     losses = results.part("tuning_losses").get(optimizer) or []
-    nowhere = bool(losses) and all(loss is None for loss in losses)
-    return nowhere or (bool(runs) and all(run.status == "diverged" for run in runs))
+    if not runs and losses and all(loss is None for loss in losses):
+        runs = tuple(Run(optimizer, f"seed{k}", {}, "diverged", ()) for k in results.seeds)
+    return {run.label: run for run in runs if run.status in ("finished", "diverged")}
 
 
-def _ratios(runs: Sequence[Run], others: Sequence[Run]) -> dict[str, float]:
+def _value(reading: Mapping[str, Any], run: Run) -> float | None:
+    """The end of a curve or a point of it: NaN where it diverged, None if it is not there."""
+    if reading["kind"] == "at":
+        value = value_at(run.rows, reading["value"], reading["axis"], reading["quantity"])
+    else:
+        value = run.final(reading["quantity"]) if run.finished else math.nan
+    if math.isnan(value) and run.finished:
+        return None
+    return 100 - value if reading["complement"] else value
+
+
+def _ratios(optimizer: str, relative_to: str, results: Results) -> dict[str, float]:
     """Seconds an epoch over the other's, seed by seed: both took turns within a seed."""
-    slow = {run.label: _seconds_per_epoch(run) for run in others}
-    pairs = {run.label: (_seconds_per_epoch(run), slow.get(run.label)) for run in runs}
-    return {
-        seed: mine / other for seed, (mine, other) in pairs.items() if mine is not None and other
-    }
+    mine, theirs = (
+        {run.label: _seconds_per_epoch(run) for run in results.runs.get(name, ()) if run.finished}
+        for name in (optimizer, relative_to)
+    )
+    pairs = {seed: (own, theirs.get(seed)) for seed, own in mine.items()}
+    return {seed: own / other for seed, (own, other) in pairs.items() if own is not None and other}
 
 
 def _seconds_per_epoch(run: Run) -> float | None:
@@ -91,26 +137,75 @@ def _seconds_per_epoch(run: Run) -> float | None:
     return last.seconds / last.epochs if last.epochs > 0 else None
 
 
+def _reached(runs: Mapping[str, Run], loss: float, axis: Axis) -> Ours | None:
+    """What it took to a loss; a run that ended before it took its whole budget at least."""
+    places = {
+        seed: first_crossing(run.rows, loss, axis) if run.finished else math.inf
+        for seed, run in runs.items()
+    }
+    least = {
+        seed: runs[seed].rows[-1].x(axis)
+        for seed, place in places.items()
+        if math.isinf(place) and runs[seed].finished
+    }
+    return _over(places, least, arrived=sum(map(math.isfinite, places.values())))
+
+
+def _fewer(mine: Ours, theirs: Ours | None) -> Ours | None:
+    """How many times what I took the other one did, at least: 0 where I never arrive."""
+    others = theirs.at_least().by_seed if theirs is not None else {}
+    taken = {seed: own for seed, own in mine.by_seed.items() if seed in others}
+    ratios = {
+        seed: 0.0 if math.isinf(own) else others[seed] / own if own else math.inf
+        for seed, own in taken.items()
+    }
+    return _over(ratios, arrived=sum(map(math.isfinite, taken.values())))
+
+
 def _cell(reading: Mapping[str, Any], results: Results) -> Ours | None:
+    """A cell of a table of the study with what stands beside it."""
     table = results.tables.get(reading["table"])
     if table is None:
         return None
-    value = table.cell(reading["row"], reading["column"])
-    if not isinstance(value, (int, float)):
+    row, column = reading["row"], reading["column"]
+    value, sd = (_known(table.cell(row, name)) for name in (column, f"{column} sd"))
+    by_seed = table.by_seed.get(row, {}).get(column, {})
+    arrived, n = _arrivals(table, row, column)
+    if n is None:
+        lost = any(map(math.isinf, by_seed.values()))
+        arrived = sum(map(math.isfinite, by_seed.values())) if lost else None
+        n = len(by_seed) or _count(table.cell(row, "seeds"))
+    elif len(by_seed) != n:  # those that arrived alone
+        by_seed = {} if arrived else dict.fromkeys(map(str, range(n)), math.inf)
+    if value is None and not by_seed:
         return None
-    sd = table.cell(reading["row"], f"{reading['column']} sd")
-    seeds = table.cell(reading["row"], "seeds")
-    return Ours(
-        float(value),
-        float(sd) if isinstance(sd, (int, float)) else None,
-        seeds if isinstance(seeds, int) else max(1, len(results.seeds)),
-        table.by_seed.get(reading["row"], {}).get(reading["column"], {}),
-    )
+    mean = math.nan if value is None else float(value)
+    return Ours(mean, sd, n, by_seed, arrived=arrived)
 
 
-def _over(values: Mapping[str, float]) -> Ours | None:
-    known = {seed: value for seed, value in values.items() if math.isfinite(value)}
-    if not known:
+def _known(cell: Any) -> float | None:
+    return cell if isinstance(cell, (int, float)) else None
+
+
+def _count(cell: Any) -> int | None:
+    return cell if isinstance(cell, int) else None
+
+
+def _arrivals(table: Table, row: str, column: str) -> tuple[int | None, int | None]:
+    """How many seeds of how many reached what is timed in a column, by ``"2 of 3"`` beside it."""
+    found = re.fullmatch(r"(\d+) of (\d+)", str(table.cell(row, "reached")))
+    if found is None or f"{column} sd" not in table.columns:
+        return None, None
+    return int(found[1]), int(found[2])
+
+
+def _over(
+    by_seed: Mapping[str, float],
+    least: Mapping[str, float] | None = None,
+    arrived: int | None = None,
+) -> Ours | None:
+    if not by_seed:
         return None
-    finite = list(known.values())
-    return Ours(statistics.fmean(finite), deviation(finite), len(known), known)
+    finite = [figure for figure in by_seed.values() if math.isfinite(figure)]
+    mean = statistics.fmean(finite) if finite else math.nan
+    return Ours(mean, deviation(finite), len(by_seed), by_seed, least or {}, arrived)

@@ -27,7 +27,8 @@ class WhiteningTime:
     """Times a step and a refit of PRONG, and works out the shares at the interval in use.
 
     Writes the table ``shares``: seconds of the steps between two refits, of the statistics of one
-    refit (a pass over its samples), and of the rest of it: decompositions and new coordinates.
+    refit (a pass over its samples), and of the rest of it: decompositions and new coordinates;
+    measured with seed 0 alone, as its column ``seeds`` says.
 
     Attributes:
         optimizer: a whitened one.
@@ -70,14 +71,13 @@ class WhiteningTime:
             "whitening": max(0.0, refit - seen),
         }
         total = sum(parts.values())
-        rows = [[name, seconds, 100 * seconds / total] for name, seconds in parts.items()]
+        rows = [[name, seconds, 100 * seconds / total, 1] for name, seconds in parts.items()]
         note = (
             f"Between two refits of {self.optimizer}, every {every} updates; medians of "
             f"{self.steps} steps and {self.repeats} refits with {torch.get_num_threads()} threads."
         )
-        work.folder.write_table(
-            "shares", Table("Where PRONG's time goes", ("part", "seconds", "share [%]"), rows, note)
-        )
+        columns = ("part", "seconds", "share [%]", "seeds")
+        work.folder.write_table("shares", Table("Where PRONG's time goes", columns, rows, note))
 
 
 def _median(work: Callable[[], object], repeats: int) -> float:
