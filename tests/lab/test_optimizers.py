@@ -165,3 +165,14 @@ def test_an_unknown_optimizer_is_answered_with_the_names() -> None:
 def test_a_refused_value_names_the_optimizer() -> None:
     with pytest.raises(UsageError, match="kfac: lr must be"):
         build("kfac", task(), {"lr": -1.0})
+
+
+def test_the_settings_of_sngd_reach_its_rule() -> None:
+    task = Task(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), Categorical())
+    name = "sngd[average=1,decay=0.8,iterations=5,per_unit=1,every=7]"
+    rule = build(name, task, {"eps": 0.5}).whitener.rule  # type: ignore[attr-defined]
+    assert (rule.average, rule.decay, rule.iterations, rule.per_unit) == (True, 0.8, 5, True)
+    assert (rule.every, rule.eps, rule.method) == (7, 0.5, "newton-schulz")
+    plain = build("sngd[method=eigh]", Task(nn.Sequential(nn.Linear(4, 3)), Categorical()), {})
+    rule = plain.whitener.rule  # type: ignore[attr-defined]
+    assert (rule.average, rule.iterations, rule.method) == (False, None, "eigh")

@@ -107,17 +107,19 @@ def prongplus(
 def sngd(
     task: Task, *, lr: float = 0.01, momentum: float = 0.9, every: int = 1, eps: float = 1e-3,
     compensate: int = 0, average: int = 0, decay: float = 0.9, iterations: int = 0,
-    per_unit: int = 0,
+    per_unit: int = 0, method: str = "newton-schulz",
 ) -> torch.optim.Optimizer:  # fmt: skip
     """SGD in the coordinates of SNGD (Liu & Liu 2021).
 
     ``compensate=1`` keeps the function, ``average=1`` trains with averaged statistics,
     ``iterations`` above zero takes exactly so many of Newton and Schulz, as the paper has it ("a
     few") in place of iterating until the root is exact, ``per_unit=1`` one ``nu`` for each unit.
+    ``method`` is that of the root: ``"eigh"`` is the faster one on a CPU where it is large.
     """
     rule = SNGD(
         every=every, eps=eps, compensate=bool(compensate), average=bool(average), decay=decay,
         iterations=iterations or None, per_unit=bool(per_unit), likelihood=task.likelihood,
+        method=method,  # type: ignore[arg-type]
     )  # fmt: skip
     return _whitened(task, rule, lr, momentum, None)
 

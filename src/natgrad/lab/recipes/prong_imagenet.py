@@ -15,7 +15,7 @@ from natgrad.lab.inception import GOOGLENET, inception
 from natgrad.lab.metrics import ACCURACY
 from natgrad.lab.optimizers import Settings
 from natgrad.lab.optimizers.spaces import rates, ridged
-from natgrad.lab.paper import Claim, Final, Number
+from natgrad.lab.paper import At, Claim, Final, Number
 from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe, Suite
 from natgrad.lab.space import Range
@@ -70,6 +70,14 @@ NUMBERS = (
     Number(
         "PRONG+, top-1 validation error", 28.9, WHERE, PAPERS, Final(PLUS, complement=True),
         unit="%",
+    ),
+    Number(
+        "BatchNorm, top-1 validation error after 1e5 updates", 46.0, "Fig. 4c", PAPERS,
+        At("sgd_bn", "test_metric", "updates", 1e5, complement=True), unit="%",
+    ),
+    Number(
+        "PRONG+, top-1 validation error after 1e5 updates", 36.0, "Fig. 4c", PAPERS,
+        At(PLUS, "test_metric", "updates", 1e5, complement=True), unit="%",
     ),
     Number(
         "SGD, top-1 validation error", 32.1, WHERE, PAPERS, Final("sgd", complement=True), unit="%"
