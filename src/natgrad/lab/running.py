@@ -16,7 +16,16 @@ from natgrad.lab.folder import RunFolder
 from natgrad.lab.optimizers import complete
 from natgrad.lab.training import Run, Training, finite
 
-__all__ = ["Interruption", "Silent", "Status", "Together", "Watch", "carry_out", "is_over"]
+__all__ = [
+    "Interruption",
+    "Silent",
+    "Status",
+    "Together",
+    "Watch",
+    "carry_on",
+    "carry_out",
+    "is_over",
+]
 
 Status: TypeAlias = Literal["running", "finished", "diverged", "interrupted", "pruned"]
 Row: TypeAlias = Mapping[str, Any]
@@ -145,6 +154,31 @@ def is_over(status: Mapping[str, Any]) -> bool:
     return status.get("status") in ("finished", "diverged")
 
 
+def carry_on(
+    run: Run,
+    splits: Splits,
+    place: RunFolder,
+    watch: Watch,
+    stop: Callable[[], bool],
+    rhythm: Rhythm | None = None,
+) -> Status:
+    """Carry a run out unless nothing of it is left to do; arguments as for :func:`carry_out`.
+
+    A run that counts and is said to have finished but has no weights is trained again: a kill left
+    such in folders of earlier versions.
+    """
+    status = place.status()
+    if is_over(status):
+        if run.tuning or status["status"] != "finished" or place.has_weights():
+            place.checkpoints.drop()  # a kill may have left them
+            watch.skip(run)
+            ended: Status = status["status"]
+            return ended
+        start = "its last checkpoint" if place.checkpoints.found() else "its beginning"
+        watch.say(f"{place.path} finished without weights.pt; it is trained again from {start}")
+    return carry_out(run, splits, place, watch, stop, rhythm)
+
+
 def carry_out(
     run: Run,
     splits: Splits,
@@ -180,11 +214,11 @@ def carry_out(
     status = _loop(training, place, watch, stop, rhythm or Rhythm())
     if status == "interrupted":
         place.checkpoints.save(training.state_dict())
-    _note(place, training, status)
+    elif status == "finished" and not run.tuning:
+        with training.averaged():  # what was evaluated
+            place.save_weights(training.model.state_dict())
+    _note(place, training, status)  # only now: whatever a kill leaves, "finished" has its weights
     if status != "interrupted":
-        if status == "finished" and not run.tuning:
-            with training.averaged():  # what was evaluated
-                place.save_weights(training.model.state_dict())
         place.checkpoints.drop()
     watch.end(training, status)
     return status
