@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -201,20 +202,31 @@ def carry_out(
         How the run ended: its budget is used up, its loss is no longer finite, or ``stop``.
 
     Raises:
-        DamagedError: there are checkpoints and none is whole.
+        DamagedError: there are checkpoints and none is whole, or an image can't be decoded.
         WriteError: results can't be written; what was saved before is whole.
     """
     checkpoint = place.checkpoints.load(watch.say)
     training = Training(run, splits)
     if checkpoint is not None:
         training.load_state_dict(checkpoint)
+    with closing(training.batches):
+        return _carried_out(training, place, watch, stop, rhythm or Rhythm())
+
+
+def _carried_out(
+    training: Training,
+    place: RunFolder,
+    watch: Watch,
+    stop: Callable[[], bool],
+    rhythm: Rhythm,
+) -> Status:
     place.set_rows(training.rows)
     _note(place, training, "running")
     watch.begin(training)
-    status = _loop(training, place, watch, stop, rhythm or Rhythm())
+    status = _loop(training, place, watch, stop, rhythm)
     if status == "interrupted":
         place.checkpoints.save(training.state_dict())
-    elif status == "finished" and not run.tuning:
+    elif status == "finished" and not training.run.tuning:
         with training.averaged():  # what was evaluated
             place.save_weights(training.model.state_dict())
     _note(place, training, status)  # only now: whatever a kill leaves, "finished" has its weights
