@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from natgrad.lab import carrying, cli
-from natgrad.lab.checkpoints import Rhythm
+from natgrad.lab.checkpoints import Checkpoints, Rhythm
 from natgrad.lab.comparison import Plan, compare
 from natgrad.lab.data import Splits
 from natgrad.lab.folder import Results, RunFolder
@@ -25,7 +26,7 @@ from natgrad.lab.recipe import Recipe, load
 from natgrad.lab.running import Silent, carry_out, is_over
 from natgrad.lab.training import Budget, Run, Training
 
-from .forking import NEEDS_FORK, forked, kill, wait_until
+from .forking import NEEDS_FORK, ended, forked, kill, wait_until
 from .test_running import assert_alike, never
 
 COMMAND = (
@@ -127,6 +128,60 @@ def test_killed_at_random_moments_it_ends_alike_and_loses_at_most_an_interval(
     carry_out(run, digits, whole, Silent(), never)
     assert_alike(place, whole)
     assert not list(place.path.glob(".checkpoint*")) + list(place.path.glob("checkpoint*"))
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(owner: type, name: str) -> None:
+    setattr(owner, name, die)
+
+
+def after(owner: type, name: str) -> None:
+    whole = getattr(owner, name)
+    setattr(owner, name, lambda *arguments: (whole(*arguments), die()))
+
+
+def within_the_weights() -> None:
+    """The draft is written and not yet in its place."""
+    save = RunFolder.save_weights
+    begun = lambda place, state: (setattr(os, "fsync", die), save(place, state))  # noqa: E731
+    setattr(RunFolder, "save_weights", begun)  # noqa: B010
+
+
+ENDS: dict[str, Callable[[], None]] = {
+    "before the weights": lambda: before(RunFolder, "save_weights"),
+    "within the weights": within_the_weights,
+    "between weights and status": lambda: after(RunFolder, "save_weights"),
+    "between status and the end of checkpoints": lambda: before(Checkpoints, "drop"),
+}
+
+
+@NEEDS_FORK
+@pytest.mark.parametrize("end", ENDS)
+def test_killed_while_it_ends_a_resumed_run_has_all_an_unbroken_one_has(
+    tiny: Recipe, digits: Splits, tmp_path: Path, end: str
+) -> None:
+    plan = Plan(tiny, ("kfac",), (0,), Budget(epochs=1), {"kfac": tiny.settings["kfac"]})
+    broken, whole = Results(tmp_path / "broken"), Results(tmp_path / "whole")
+
+    def killed() -> None:
+        ENDS[end]()
+        compare(plan, digits, broken, Silent(), never, Rhythm(steps=5))
+
+    assert ended(forked(killed)) == -signal.SIGKILL
+    place, expected = broken.run("kfac", 0), whole.run("kfac", 0)
+    assert place.checkpoints.found()
+    assert place.has_weights() or not is_over(place.status())
+    assert compare(plan, digits, broken, Silent(), never) == "finished"
+    compare(plan, digits, whole, Silent(), never)
+    assert_alike(place, expected)
+    assert names(place) == names(expected)
+
+
+def names(place: RunFolder) -> list[str]:
+    return sorted(path.name for path in place.path.iterdir())
 
 
 def last_step(progress: Path) -> int:

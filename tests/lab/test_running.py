@@ -14,7 +14,7 @@ from natgrad.lab.checkpoints import Rhythm
 from natgrad.lab.data import Splits
 from natgrad.lab.folder import RunFolder
 from natgrad.lab.recipe import Recipe
-from natgrad.lab.running import Interruption, Silent, carry_out, is_over
+from natgrad.lab.running import Interruption, Silent, carry_on, carry_out, is_over
 from natgrad.lab.training import Budget, Run, Training
 
 from .conftest import buildable
@@ -104,6 +104,50 @@ def test_a_finished_run_leaves_weights_and_no_checkpoint(whole: Any) -> None:
     model.load_state_dict(weights(place))
     rows = place.rows()
     assert [row["epoch"] for row in rows] == [0, 1, 2, 2.5]
+
+
+class Heard(Silent):
+    """Remembers what was said, and which updates were made."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.updates: list[int] = []
+
+    def advance(self, training: Training, loss: float) -> None:
+        self.updates.append(training.update)
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_finished_run_without_weights_is_trained_again(
+    whole: Any, digits: Splits, tmp_path: Path, saved: bool
+) -> None:
+    run, expected = whole
+    place, stop, heard = RunFolder(tmp_path / "old"), StopAfter(30), Heard()
+    carry_out(run, digits, place, stop, stop)
+    place.set_status({**place.status(), "status": "finished"})
+    if not saved:
+        place.checkpoints.drop()
+    assert carry_on(run, digits, place, heard, never) == "finished"
+    assert_alike(place, expected)
+    assert heard.updates[0] == (31 if saved else 1)
+    start = "its last checkpoint" if saved else "its beginning"
+    assert heard.said == [
+        f"{place.path} finished without weights.pt; it is trained again from {start}"
+    ]
+
+
+def test_what_is_over_is_left_alone(whole: Any, tiny: Recipe, digits: Splits) -> None:
+    run, place = whole
+    heard, trial = Heard(), RunFolder(place.path / "trial")
+    assert carry_on(run, digits, place, heard, never) == "finished"
+    tuning = Run(tiny, "sgd", {}, 0, Budget(epochs=1), tuning=True)
+    carry_out(tuning, digits, trial, Silent(), never)
+    assert carry_on(tuning, digits, trial, heard, never) == "finished"
+    assert not heard.updates
+    assert not heard.said
 
 
 def test_a_tuning_run_keeps_no_weights(tiny: Recipe, digits: Splits, tmp_path: Path) -> None:

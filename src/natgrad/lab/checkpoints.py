@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from natgrad.lab.errors import DamagedError
-from natgrad.lab.files import replace_file
+from natgrad.lab.files import remove_drafts, replace_file
 
 __all__ = ["Checkpoints", "Rhythm", "serialised"]
 
@@ -71,14 +71,15 @@ class Checkpoints:
     def load(self, say: Callable[[str], None]) -> dict[str, Any] | None:
         """The newest that is whole, None where there is none at all.
 
+        Drafts in the folder that a kill cut off are removed.
+
         Args:
             say: is told of a damaged one that is passed over.
 
         Raises:
             DamagedError: there are some and none is whole.
         """
-        for draft in self.folder.glob(".checkpoint-*.tmp"):
-            draft.unlink(missing_ok=True)  # cut off by a kill
+        remove_drafts(self.folder)
         found = self.found()
         states = ((path, _read(path)) for path in found)
         whole = next(((path, state) for path, state in states if state is not None), None)

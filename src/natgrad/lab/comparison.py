@@ -13,7 +13,7 @@ from natgrad.lab.devices import PLAIN, Compute
 from natgrad.lab.folder import Results
 from natgrad.lab.optimizers import Settings, complete
 from natgrad.lab.recipe import Recipe
-from natgrad.lab.running import Status, Watch, carry_out, is_over
+from natgrad.lab.running import Status, Watch, carry_on
 from natgrad.lab.training import Budget, Run
 
 __all__ = ["Plan", "best_index", "compare", "on_edge", "settled"]
@@ -123,9 +123,7 @@ def compare(
         for name, settings in chosen.items():
             run = plan.run(name, settings, seed)
             place = results.run(name, seed)
-            if is_over(place.status()):
-                watch.skip(run)
-            elif carry_out(run, splits, place, watch, stop, rhythm) == "interrupted":
+            if carry_on(run, splits, place, watch, stop, rhythm) == "interrupted":
                 return "interrupted"
     return "finished"
 
@@ -144,12 +142,10 @@ def _tune(
     for index, settings in enumerate(plan.recipe.grid(name)):
         run = plan.trial(name, settings)
         place = results.tuning(name, index)
-        if is_over(place.status()):
-            watch.skip(run)
-        elif carry_out(run, splits, place, watch, stop, rhythm) == "interrupted":
+        status = carry_on(run, splits, place, watch, stop, rhythm)
+        if status == "interrupted":
             return None
-        finished = place.status()["status"] == "finished"
-        losses.append(settled(place.rows()) if finished else None)
+        losses.append(settled(place.rows()) if status == "finished" else None)
     return losses
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-__all__ = ["FileImages", "class_folders"]
+from natgrad.lab.errors import DamagedError
+
+__all__ = ["FileImages", "class_folders", "decoders"]
 
 SIDE = 256  #: of what is kept of an image: the middle, its shorter side scaled to this
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -35,18 +38,22 @@ class FileImages(Tensor):
         files: the images, in any format that Pillow reads; grey ones become colours.
         side: height and width. The shorter side of an image is scaled to it (bilinear, with
             antialiasing), and the middle is taken.
+        pool: decodes; None has threads started whenever there is something to decode.
     """
 
     files: Sequence[Path]
     side: int
+    pool: Executor | None
 
     @staticmethod
-    def __new__(cls, files: Sequence[Path], side: int = SIDE) -> FileImages:
+    def __new__(
+        cls, files: Sequence[Path], side: int = SIDE, pool: Executor | None = None
+    ) -> FileImages:
         """A tensor without memory of its own."""
         made: FileImages = torch.Tensor._make_wrapper_subclass(
             cls, (len(files), 3, side, side), dtype=torch.uint8
         )
-        made.files, made.side = files, side
+        made.files, made.side, made.pool = files, side, pool
         return made
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
@@ -64,7 +71,7 @@ class FileImages(Tensor):
         first = args[0] if args else None
         if isinstance(first, FileImages):
             if func in _ALIASES:
-                return FileImages(first.files, first.side)
+                return FileImages(first.files, first.side, first.pool)
             if func is _SLICE and (len(args) < 2 or args[1] == 0):
                 return first._sliced(*args[2:])
             if func is _SPLIT and (len(args) < 3 or args[2] == 0):
@@ -76,10 +83,18 @@ class FileImages(Tensor):
         return func(*tree_map(_whole, tuple(args)), **tree_map(_whole, dict(kwargs or {})))
 
     def _sliced(self, start: int | None = 0, end: int | None = None, step: int = 1) -> FileImages:
-        return FileImages(self.files[slice(start, end, step)], self.side)
+        return FileImages(self.files[slice(start, end, step)], self.side, self.pool)
+
+    def decoded_by(self, pool: Executor) -> FileImages:
+        """The same images, decoded by threads that are there already."""
+        return FileImages(self.files, self.side, pool)
 
     def decoded(self, index: Tensor | None = None) -> Tensor:
-        """The pixels of the chosen files; of all without ``index``."""
+        """The pixels of the chosen files; of all without ``index``.
+
+        Raises:
+            DamagedError: a file can't be decoded; says which.
+        """
         if index is None:
             chosen = list(self.files)
         elif index.dtype == torch.bool:
@@ -87,10 +102,15 @@ class FileImages(Tensor):
         else:
             chosen = [self.files[k] for k in index.flatten().tolist()]
         found = torch.empty(len(chosen), self.side, self.side, 3, dtype=torch.uint8)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside of Python's lock
+        with decoders() if self.pool is None else nullcontext(self.pool) as pool:
             for row, pixels in zip(found, pool.map(_reader(self.side), chosen), strict=True):
                 row.copy_(torch.from_numpy(pixels))
         return found.permute(0, 3, 1, 2)
+
+
+def decoders() -> ThreadPoolExecutor:
+    """A thread for each processor: Pillow decodes outside of Python's lock."""
+    return ThreadPoolExecutor(os.cpu_count(), "decoder")
 
 
 def _whole(value: Any) -> Any:
@@ -98,18 +118,28 @@ def _whole(value: Any) -> Any:
 
 
 def _reader(side: int) -> Callable[[Path], NDArray[np.uint8]]:
-    from PIL import Image
-
     def read(file: Path) -> NDArray[np.uint8]:
-        with Image.open(file) as image:
-            image.draft("RGB", (side, side))  # JPEG: decoded at a fraction of its size
-            scale = side / min(image.size)
-            size = [max(side, round(scale * length)) for length in image.size]
-            left, top = ((length - side) // 2 for length in size)
-            scaled = image.convert("RGB").resize((size[0], size[1]), Image.Resampling.BILINEAR)
-            return np.array(scaled.crop((left, top, left + side, top + side)))
+        try:
+            return _middle(file, side)
+        except Exception as error:  # whatever Pillow raises
+            raise DamagedError(
+                f"{file} can't be decoded ({error}): put a whole image in its place, and go on "
+                "with --resume"
+            ) from error
 
     return read
+
+
+def _middle(file: Path, side: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    with Image.open(file) as image:
+        image.draft("RGB", (side, side))  # JPEG: decoded at a fraction of its size
+        scale = side / min(image.size)
+        size = [max(side, round(scale * length)) for length in image.size]
+        left, top = ((length - side) // 2 for length in size)
+        scaled = image.convert("RGB").resize((size[0], size[1]), Image.Resampling.BILINEAR)
+        return np.array(scaled.crop((left, top, left + side, top + side)))
 
 
 def class_folders(folder: Path) -> tuple[list[Path], list[int], list[str]]:

@@ -26,7 +26,7 @@ EXIT_CODES = {
     1: "any other failure",
     2: "usage: the command asks for what does not exist or does not fit together",
     3: "a data set is missing",
-    4: "a file is damaged: checkpoints, manifest",
+    4: "a file is damaged: checkpoints, manifest, images",
     5: "diverged: no run came to its end with finite figures",
     6: "results can't be written: disk full, no permission",
     INTERRUPTED: "interrupted by Ctrl-C or SIGTERM; everything is saved, --resume goes on",
@@ -61,7 +61,7 @@ class DataMissingError(LabError):
 
 
 class DamagedError(LabError):
-    """A file of a results folder is not what was written; says which and what to do."""
+    """A file is not what was written, or no image; says which and what to do."""
 
     exit_code = 4
 

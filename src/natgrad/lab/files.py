@@ -10,7 +10,7 @@ from typing import IO
 
 from natgrad.lab.errors import WriteError
 
-__all__ = ["alone", "flush_folder", "replace_file", "writing"]
+__all__ = ["alone", "flush_folder", "remove_drafts", "replace_file", "writing"]
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -39,6 +39,12 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             draft.unlink(missing_ok=True)
             raise
         flush_folder(path.parent)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what a kill left of :func:`replace_file` in a folder that nobody else writes to."""
+    for draft in folder.glob(".*.tmp"):
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager

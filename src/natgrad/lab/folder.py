@@ -74,11 +74,15 @@ class RunFolder:
         content = serialised(state)
         replace_file(self.path / "weights.pt", lambda file: file.write(content))
 
+    def has_weights(self) -> bool:
+        """Whether the trained network is there."""
+        return (self.path / "weights.pt").is_file()
+
     def load_weights(self) -> dict[str, Any] | None:
         """The trained network, if it was finished."""
-        path = self.path / "weights.pt"
-        if not path.is_file():
+        if not self.has_weights():
             return None
+        path = self.path / "weights.pt"
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return found
 

@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -16,7 +17,16 @@ from natgrad.lab.folder import RunFolder
 from natgrad.lab.optimizers import complete
 from natgrad.lab.training import Run, Training, finite
 
-__all__ = ["Interruption", "Silent", "Status", "Together", "Watch", "carry_out", "is_over"]
+__all__ = [
+    "Interruption",
+    "Silent",
+    "Status",
+    "Together",
+    "Watch",
+    "carry_on",
+    "carry_out",
+    "is_over",
+]
 
 Status: TypeAlias = Literal["running", "finished", "diverged", "interrupted", "pruned"]
 Row: TypeAlias = Mapping[str, Any]
@@ -145,6 +155,31 @@ def is_over(status: Mapping[str, Any]) -> bool:
     return status.get("status") in ("finished", "diverged")
 
 
+def carry_on(
+    run: Run,
+    splits: Splits,
+    place: RunFolder,
+    watch: Watch,
+    stop: Callable[[], bool],
+    rhythm: Rhythm | None = None,
+) -> Status:
+    """Carry a run out unless nothing of it is left to do; arguments as for :func:`carry_out`.
+
+    A run that counts and is said to have finished but has no weights is trained again: a kill left
+    such in folders of earlier versions.
+    """
+    status = place.status()
+    if is_over(status):
+        if run.tuning or status["status"] != "finished" or place.has_weights():
+            place.checkpoints.drop()  # a kill may have left them
+            watch.skip(run)
+            ended: Status = status["status"]
+            return ended
+        start = "its last checkpoint" if place.checkpoints.found() else "its beginning"
+        watch.say(f"{place.path} finished without weights.pt; it is trained again from {start}")
+    return carry_out(run, splits, place, watch, stop, rhythm)
+
+
 def carry_out(
     run: Run,
     splits: Splits,
@@ -167,24 +202,35 @@ def carry_out(
         How the run ended: its budget is used up, its loss is no longer finite, or ``stop``.
 
     Raises:
-        DamagedError: there are checkpoints and none is whole.
+        DamagedError: there are checkpoints and none is whole, or an image can't be decoded.
         WriteError: results can't be written; what was saved before is whole.
     """
     checkpoint = place.checkpoints.load(watch.say)
     training = Training(run, splits)
     if checkpoint is not None:
         training.load_state_dict(checkpoint)
+    with closing(training.batches):
+        return _carried_out(training, place, watch, stop, rhythm or Rhythm())
+
+
+def _carried_out(
+    training: Training,
+    place: RunFolder,
+    watch: Watch,
+    stop: Callable[[], bool],
+    rhythm: Rhythm,
+) -> Status:
     place.set_rows(training.rows)
     _note(place, training, "running")
     watch.begin(training)
-    status = _loop(training, place, watch, stop, rhythm or Rhythm())
+    status = _loop(training, place, watch, stop, rhythm)
     if status == "interrupted":
         place.checkpoints.save(training.state_dict())
-    _note(place, training, status)
+    elif status == "finished" and not training.run.tuning:
+        with training.averaged():  # what was evaluated
+            place.save_weights(training.model.state_dict())
+    _note(place, training, status)  # only now: whatever a kill leaves, "finished" has its weights
     if status != "interrupted":
-        if status == "finished" and not run.tuning:
-            with training.averaged():  # what was evaluated
-                place.save_weights(training.model.state_dict())
         place.checkpoints.drop()
     watch.end(training, status)
     return status
