@@ -152,20 +152,27 @@ def error_table(d: int, dtype: torch.dtype, device: str) -> str:
 
 
 def picture(found: dict[float, dict[int, dict[str, float]]], path: Path) -> None:
+    """As PDF and PNG; the path is without a suffix."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axis, (condition, rows) in zip(figure.subplots(1, 2, sharey=True), found.items()):  # noqa: B905
-        for name in ("eigh", "NS", "NS, 5 its", "DB"):
-            points = [(d, row["SVD"] / row[name]) for d, row in rows.items() if name in row]
-            axis.plot(*zip(*points, strict=True), marker="o", label=name)
-        axis.axhline(10, color="grey", linestyle=":", label="ten times")
-        axis.axhline(1, color="grey", linewidth=0.8)
-        axis.set(xscale="log", yscale="log", xlabel="d", title=f"condition number {condition:.0e}")
-        axis.set_xscale("log", base=2)
-    figure.axes[0].set_ylabel("times faster than SVD")
-    figure.axes[0].legend()
-    figure.savefig(path, dpi=120)
+    from natgrad.lab.report.style import INK, looks, save_figure, styled
+
+    with styled():
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        for axis, (condition, rows) in zip(figure.subplots(1, 2, sharey=True), found.items()):  # noqa: B905
+            for name, look in looks(("eigh", "NS", "NS, 5 its", "DB")).items():
+                points = [(d, row["SVD"] / row[name]) for d, row in rows.items() if name in row]
+                x, y = zip(*points, strict=True)
+                axis.plot(
+                    x, y, color=look.colour, marker=look.marker, linestyle=look.dash, label=name
+                )
+            axis.axhline(10, color=INK, alpha=0.5, linewidth=0.8, label="ten times")
+            axis.axhline(1, color=INK, linewidth=0.8)
+            axis.set(yscale="log", xlabel="d", title=f"condition number {condition:.0e}")
+            axis.set_xscale("log", base=2)
+        figure.axes[0].set_ylabel("times faster than SVD")
+        figure.axes[0].legend()
+        save_figure(figure, path)
 
 
 def publish(page: Path, section: str, text: str) -> None:
@@ -213,7 +220,7 @@ def main() -> None:
         section = f"{given.device}, stack of {given.stack}"
         publish(given.publish / "README.md", section, "\n\n".join(parts))
         if sizes:
-            picture(found, given.publish / f"{given.device}-{given.stack}.png")
+            picture(found, given.publish / f"{given.device}-{given.stack}")
 
 
 if __name__ == "__main__":

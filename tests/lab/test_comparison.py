@@ -144,5 +144,7 @@ def test_settled_is_the_mean_over_the_last_quarter() -> None:
 
 def test_on_edge() -> None:
     grid = [{"lr": lr, "damping": d} for lr in (0.1, 0.2, 0.3) for d in (1.0, 2.0)]
-    assert on_edge(grid, 0) == ["lr"]  # of two dampings every one is on an edge: not said
-    assert on_edge(grid, 2) == []
+    assert on_edge(grid, 0) == ["lr", "damping"]  # of two dampings every one is on an edge
+    assert on_edge(grid, 2) == ["damping"]
+    held = [{"lr": lr, "damping": 1.0} for lr in (0.1, 0.2, 0.3)]
+    assert on_edge(held, 1) == []

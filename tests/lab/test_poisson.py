@@ -64,5 +64,6 @@ def test_every_optimizer_lowers_the_loss(optimizer: str) -> None:
 
 
 def test_the_picture(tmp_path: Path) -> None:
-    draw({"adam": network((3,)), "exactngd": network((3,))}, tmp_path / "u.png")
+    draw({"adam": network((3,)), "exactngd": network((3,))}, tmp_path / "u")
+    assert (tmp_path / "u.pdf").read_bytes()[:4] == b"%PDF"
     assert (tmp_path / "u.png").read_bytes()[:4] == b"\x89PNG"

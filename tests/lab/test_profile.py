@@ -13,7 +13,7 @@ from natgrad.lab.data import Splits
 from natgrad.lab.errors import UsageError
 from natgrad.lab.manifest import options, plan_of
 from natgrad.lab.networks import mlp
-from natgrad.lab.profile import Profile
+from natgrad.lab.profile import Profile, held, whose
 from natgrad.lab.recipe import Recipe, addresses, load
 
 from .test_cli import natgrad_command, refused
@@ -34,6 +34,39 @@ def test_a_profile_changes_its_fields_and_says_so(tiny: Recipe) -> None:
     assert "seeds: 1 instead of 5" in recipe.profile.differs
     assert "data: the first 50 / 20 / 10" in recipe.profile.differs
     assert recipe.data.load(None).sizes() == {"train": 50, "validation": 20, "test": 10}
+
+
+def test_values_that_grids_hold_are_said(tiny: Recipe) -> None:
+    whole = {"sngd": [{"lr": lr, "eps": eps, "every": 1000} for lr in (1, 2) for eps in (0.1, 1)]}
+    small = {"sngd": [{"lr": lr, "eps": 0.1, "every": 100} for lr in (1, 2)]}
+    recipe = dataclasses.replace(
+        tiny, grids=whole, profiles={"cpu": Profile({"grids": small, "evaluations": 2})}
+    ).profiled("cpu")
+    assert recipe.profile.differs == (
+        "grids: 2 points instead of 4, eps 0.1 instead of 0.1 or 1, every 100 instead of 1000; "
+        f"evaluations: 2 over the run instead of {tiny.evaluations_per_epoch} an epoch"
+    )
+
+
+def test_what_a_grid_holds_names_whose_it_is() -> None:
+    before = {name: [{"lr": 1, "eps": eps} for eps in (1, 2)] for name in ("prong", "sngd")}
+    now = {"prong": [{"lr": 1, "eps": 3}], "sngd": [{"lr": 2, "eps": 3}], "sgd": [{"lr": 9}]}
+    found = held(now, before)  # a single point holds everything: what others vary is not said
+    assert found == {"lr 2 instead of 1": ["sngd"]}
+    assert whose(found) == ["lr 2 instead of 1 (sngd)"]
+    assert whose({"a": ["x", "y"], "b": ["x", "y"], "c": ["y"]}, ["x", "y"]) == ["a, b", "c (y)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("prong-imagenet/tiny-imagenet", "every 50 instead of 1000, samples 200 instead of 1000"),
+        ("prong-cifar", "every 50 instead of 1000, samples 500 instead of 1000"),
+        ("tekfac-table3/resnet20-cifar10", "nu 0.01 instead of 0.01 or 1"),
+    ],
+)
+def test_recipes_say_what_their_small_grids_hold(name: str, said: str) -> None:
+    assert said in load(name, "cpu").profile.differs
 
 
 def test_the_first_examples_are_those_of_the_whole_set(tiny: Recipe, digits: Splits) -> None:

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 import natgrad
 from natgrad.lab.bench.command import bench
@@ -39,7 +38,7 @@ from natgrad.lab.options import (
     named,
 )
 from natgrad.lab.profile import CPU
-from natgrad.lab.recipe import Recipe, Suite, find, load, names, parts
+from natgrad.lab.recipe import Recipe, Suite, find, load, parts
 from natgrad.lab.suites import carry_through_suite
 from natgrad.lab.sweep.command import sweep
 
@@ -71,18 +70,9 @@ def main(
 @app.command("list")
 def list_recipes() -> None:
     """The recipes: what is trained on what, and where it comes from."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("recipe", no_wrap=True)
-    for heading in ("what", "source", "data"):
-        table.add_column(heading, overflow="fold")
-    for name in names():
-        found = find(name)
-        if isinstance(found, Suite):
-            table.add_row(name, found.title, found.source, "")
-        for recipe in parts(found):
-            indent = "  " if isinstance(found, Suite) else ""
-            table.add_row(indent + recipe.name, recipe.title, recipe.source, recipe.data.name)
-    Console().print(table)
+    from natgrad.lab.listing import listing
+
+    typer.echo(listing(Console().width))
 
 
 @app.command()

@@ -166,15 +166,17 @@ def best_index(losses: Sequence[float | None]) -> int | None:
 
 
 def on_edge(grid: Sequence[Settings], index: int) -> list[str]:
-    """Settings whose chosen value is the lowest or highest of the three or more tried.
+    """Settings whose chosen value is the lowest or highest of those tried; of two, both are.
 
     >>> on_edge([{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}], 2)
+    ['lr']
+    >>> on_edge([{"lr": 0.1, "eps": 1}, {"lr": 0.2, "eps": 1}], 0)
     ['lr']
     """
     edges = []
     for key, value in grid[index].items():
         tried = sorted({float(point[key]) for point in grid if not isinstance(point[key], str)})
-        if len(tried) >= 3 and value in (tried[0], tried[-1]):
+        if len(tried) >= 2 and value in (tried[0], tried[-1]):
             edges.append(key)
     return edges
 

@@ -155,7 +155,8 @@ def conditioning_figure(
             ax.set_xlabel("updates")
         axes[0].set_ylabel(label)
         handles = [
-            Line2D([], [], color=style.colour, marker=style.marker) for style in look.values()
+            Line2D([], [], color=style.colour, marker=style.marker, linestyle=style.dash)
+            for style in look.values()
         ]
         names = [literal(display_name(name)) for name in look]
         figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 8))
@@ -174,7 +175,7 @@ def _draw(ax: Axes, rows: Iterable[Mapping[str, Any]], style: Look) -> None:
     ax.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
     mean = [float(np.exp(values.mean())) for values in logs]
     step = max(1, len(x) // 7)
-    ax.plot(x, mean, color=style.colour, marker=style.marker, markevery=step)
+    ax.plot(x, mean, color=style.colour, marker=style.marker, linestyle=style.dash, markevery=step)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -126,17 +126,20 @@ def _relative_error(u: Tensor, targets: Tensor) -> float:
 RELATIVE_ERROR = Metric("relative L2 error", "", "lower", _relative_error)
 
 
-def draw(models: Mapping[str, nn.Module], path: Path) -> None:
+def draw(models: Mapping[str, nn.Module], path: Path) -> list[Path]:
     """Write a picture of each optimizer's solution and, below it, its error.
 
     Args:
         models: trained networks by optimizer.
-        path: of the PNG.
+        path: of the PDF and the PNG, without a suffix.
+
+    Returns:
+        The files written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # only where it is drawn
     from matplotlib.figure import Figure
 
-    from natgrad.lab.report.style import styled
+    from natgrad.lab.report.style import save_figure, styled
     from natgrad.lab.report.text import display_name
 
     line = torch.linspace(0, 1, TESTED, dtype=torch.float64)
@@ -164,4 +167,4 @@ def draw(models: Mapping[str, nn.Module], path: Path) -> None:
                 figure.colorbar(image, ax=ax, shrink=0.8)
         axes[0][0].set_ylabel("u")
         axes[1][0].set_ylabel("u minus the solution\n(above: relative L2 error)")
-        figure.savefig(path, dpi=150)
+        return save_figure(figure, path)

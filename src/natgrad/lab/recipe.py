@@ -66,7 +66,7 @@ class Recipe:
         seconds: default budget in place of ``epochs``.
         evaluations: points of a curve, spread evenly over the budget in place of the epochs; zero
             leaves them to ``evaluations_per_epoch``.
-        illustrate: draws trained networks, by optimizer, into a PNG for the report.
+        illustrate: draws trained networks, by optimizer, into a PDF and a PNG for the report.
         optimizers: compared by default; none where the study does it all.
         seeds: compared by default.
         paper: what the paper states.
@@ -100,7 +100,7 @@ class Recipe:
     objective: Objective | None = None
     seconds: float | None = None
     evaluations: int = 0
-    illustrate: Callable[[Mapping[str, nn.Module], Path], None] | None = None
+    illustrate: Callable[[Mapping[str, nn.Module], Path], list[Path]] | None = None
     optimizers: tuple[str, ...] = ("sgd", "adam", "adamw", "muon", "kfac")
     seeds: tuple[int, ...] = (0, 1, 2)
     paper: tuple[Number | Claim, ...] = ()

@@ -28,13 +28,13 @@ NUS = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0)
 
 NOT_PRINTED = (
     "the paper does not print its number of epochs, the decay of its averages, the steps between "
-    "statistics, decompositions and scales, or whether its Fisher is sampled: here three stages of "
-    "the learning rate, 0.95, 10, 50, 10, sampled; scale and shift of BatchNorm get their exact "
-    "2x2 blocks; damping is in units of the mean loss's Fisher"
+    "statistics, decompositions and scales, or whether its Fisher is sampled: here a learning rate "
+    "that falls to a tenth in equal steps, 0.95, 10, 50, 10, sampled; scale and shift of BatchNorm "
+    "get their exact 2x2 blocks; damping is in units of the mean loss's Fisher"
 )
 TUNED = (
-    "settings are picked on validation images held out of the training set, ten points for every "
-    "optimizer out of the paper's grids"
+    "settings are picked on validation images held out of the training set, the same number of "
+    "points for every optimizer, within the ranges that the paper tried"
 )
 
 _SMALL_VGG, _TINY_VGG = (tuple(width // part for width in VGG16) for part in (8, 32))

@@ -7,7 +7,15 @@ from matplotlib.figure import Figure
 
 from natgrad.lab.report import summarize
 from natgrad.lab.report.curves import curve, drawn
-from natgrad.lab.report.figures import Panel, draw_panel, write_figures
+from natgrad.lab.report.figures import (
+    OVERVIEW,
+    about,
+    describe_overview,
+    draw_panel,
+    overview,
+    panels,
+    write_figures,
+)
 from natgrad.lab.report.read import Metric, Results, Row, Run, read_results
 from natgrad.lab.report.style import looks
 from natgrad.lab.report.summary import summary_of
@@ -56,14 +64,50 @@ def test_no_two_optimizers_look_the_same(count):
     assert len(set(looks(names).values())) == len(names)
 
 
-def test_train_and_test_figures_are_both_in_view():
-    values = [{"test_metric": 70.0 + k, "train_metric": 80.0 + 5 * k} for k in range(4)]
-    rows = tuple(Row(k, k, k, each) for k, each in enumerate(values))
+def rising(**floors):
+    """Results of one optimizer whose figures rise from these floors."""
+    values = [{key: floor + 5 * k for key, floor in floors.items()} for k in range(4)]
+    rows = tuple(Row(k, 10 * k, k / 2, each) for k, each in enumerate(values))
     runs = {"sgd": (Run("sgd", "seed0", {}, "finished", rows),)}
-    results = Results({}, Metric("accuracy", "%"), ("sgd",), (0,), runs)
-    ax = Figure().subplots()
-    panel = Panel("test_metric", "updates", "train_metric")
-    draw_panel(ax, panel, results, summary_of(results), looks(["sgd"]))
-    low, high = ax.get_ylim()
-    assert low < 71
-    assert high > 95
+    about = {"data": {"name": "CIFAR-10 (JPEG)"}, "profile": {"name": "cpu"}}
+    return Results(about, Metric("accuracy", "%"), ("sgd",), (0,), runs)
+
+
+@pytest.mark.parametrize("kind", ["loss", "metric"])
+def test_train_and_test_figures_are_drawn_to_one_scale(kind):
+    results = rising(**{f"test_{kind}": 20.0, f"train_{kind}": 40.0})
+    axes = Figure().subplots(1, 2)
+    for ax, panel in zip(axes, panels(("train", "test"), kind, "epochs"), strict=True):
+        draw_panel(ax, panel, results, summary_of(results), looks(["sgd"]))
+    assert axes[0].get_ylim() == axes[1].get_ylim()
+    low, high = axes[0].get_ylim()
+    assert low < 26
+    assert high > 54
+
+
+def test_the_overview_has_loss_and_metric_of_training_and_test_against_epochs_and_seconds():
+    columns = ["train_loss", "test_loss", "train_metric", "test_metric"]
+    assert [[panel.quantity for panel in row] for row in OVERVIEW] == [columns, columns]
+    assert [{panel.axis for panel in row} for row in OVERVIEW] == [{"epochs"}, {"seconds"}]
+
+
+def test_a_figure_says_its_data_and_profile_and_the_words_for_it_are_true(tmp_path):
+    floors = {f"{part}_{kind}": 20.0 for part in ("train", "test") for kind in ("loss", "metric")}
+    results = rising(**floors)
+    assert about(results) == "CIFAR-10 (JPEG), cpu profile, 1 seed"
+    assert describe_overview(results) == (
+        "Training loss, test loss, training accuracy [%] and test accuracy [%] against epochs "
+        "(upper row) and seconds (lower row), CIFAR-10 (JPEG), cpu profile, 1 seed"
+    )
+    sheet = overview(results, summary_of(results))
+    (legend,) = sheet.legends
+    assert legend.get_title().get_text() == about(results)
+    assert [text.get_text() for text in legend.get_texts()] == ["SGD"]
+    assert [ax.get_xlabel() for ax in sheet.axes] == ["epochs of 10 updates"] * 4 + ["seconds"] * 4
+
+
+def test_what_was_not_measured_has_no_panel():
+    sheet = overview(results := rising(train_loss=2.0, test_loss=2.0), summary_of(results))
+    titles = [ax.get_title(loc="left") for ax in sheet.axes]
+    assert titles == ["training loss", "test loss"] * 2
+    assert "accuracy" not in describe_overview(results)

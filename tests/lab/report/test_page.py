@@ -104,7 +104,8 @@ def test_says_what_was_done(html):
     ):
         assert text in html
     assert html.count('aria-label="chosen"') == 4
-    assert html.count('role="img" aria-label="Training loss') == 3
+    assert html.count('role="img" aria-label="Training loss against') == 2
+    assert html.count('role="img" aria-label="Test loss against') == 2
 
 
 def test_escapes_names(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from natgrad.lab.report.read import read_results
-from natgrad.lab.report.tuning import edges, grids
+from natgrad.lab.report.tuning import edges, grids, tried
 
 
 def test_every_point_with_its_loss(comparison):
@@ -16,6 +16,10 @@ def test_every_point_with_its_loss(comparison):
     assert chosen.shade == 1
     assert table["Adam"].points[-1].loss == "diverged"
     assert table["Adam"].edges == ()
+    assert tried(table["Adam"]) == "lr 0.003, 0.01, 0.03, 0.1"
+    assert tried(table["KFAC"]) == "8 points of lr 0.003, 0.01, 0.03, 0.1; damping 0.001, 0.01"
+    (end,) = table["KFAC"].edges
+    assert end.startswith("damping 0.001 is one of the two") or "damping 0.01 is one" in end
 
 
 @pytest.mark.parametrize(
@@ -24,7 +28,8 @@ def test_every_point_with_its_loss(comparison):
         (0.1, (0.001, 0.01, 0.1), "upper"),
         (0.001, (0.001, 0.01, 0.1), "lower"),
         (0.01, (0.001, 0.01, 0.1), None),
-        (0.1, (0.01, 0.1), None),  # of two values both are ends
+        (0.1, (0.01, 0.1), "one of the two values tried"),  # both are ends
+        (0.1, (0.1,), None),  # not tuned
         (None, (0.001, 0.01, 0.1), None),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TITLE = "The paper's numbers beside ours"
+COMPARED = ("reproduced", "not reproduced")
+FAR = "#8b949e"
+#: the paper's numbers, ours, and ours where they are not comparable
+PAPERS: dict[str, Any] = {
+    "color": INK, "marker": "D", "markerfacecolor": "white", "markersize": 6
+}  # fmt: skip
+OURS: dict[str, Any] = {"color": COLOURS[0], "marker": "o"}
+APART: dict[str, Any] = {"color": FAR, "marker": "o", "markerfacecolor": "white"}
 MARKS = {
     "reproduced": "[green]reproduced[/green]",
     "not reproduced": "[red]not reproduced[/red]",
@@ -55,45 +63,81 @@ def terminal(rows: Sequence[Beside]) -> Table:
     return table
 
 
-def figure(rows: Sequence[Beside]) -> Figure | None:
+def figure(rows: Sequence[Beside], profile: str = "") -> Figure | None:
     """Draw the numbers that were measured, a panel for each unit; None if there are none.
 
-    Paper: hollow diamonds; ours: filled circles; bars are one standard deviation to each side.
+    Paper: hollow diamonds; ours: filled circles, hollow and grey where the two are not
+    comparable; bars are one standard deviation to each side.
+
+    Args:
+        rows: What the paper states, beside ours.
+        profile: The name of ours.
     """
     drawn = [row for row in rows if row.drawn is not None]
     if not drawn:
         return None
     units = list(dict.fromkeys(row.unit for row in drawn))
     groups = [[row for row in drawn if row.unit == unit] for unit in units]
+    shares = [_height(group) for group in groups]
     with styled():
-        height = 0.75 + sum(0.55 + 0.34 * len(group) for group in groups)
-        made = Figure(figsize=(6.6, height), layout="constrained")
+        made = Figure(figsize=(6.6, 0.55 + sum(shares)), layout="constrained")
         FigureCanvasAgg(made)
-        shares = [0.55 + 0.34 * len(group) for group in groups]
         axes = made.subplots(len(groups), 1, squeeze=False, height_ratios=shares)[:, 0]
         for ax, unit, group in zip(axes, units, groups, strict=True):
             _panel(ax, unit, group)
-        handles = [
-            Line2D([], [], color=INK, marker="D", markerfacecolor="none", linestyle=""),
-            Line2D([], [], color=COLOURS[0], marker="o", linestyle=""),
-        ]
-        made.legend(handles, ["paper", "ours"], loc="outside upper center", ncols=2)
+        _legend(made, drawn, f", {profile} profile" if profile else "")
     return made
+
+
+def _legend(made: Figure, rows: Sequence[Beside], profile: str) -> None:
+    entries = {"paper": Line2D([], [], **PAPERS, linestyle="")}
+    judged = {row.verdict in COMPARED for row in rows}
+    if True in judged:
+        entries[f"ours{profile}"] = Line2D([], [], **OURS, linestyle="")
+    if False in judged:
+        label = f"ours{profile}: not comparable with the paper's"
+        entries[label] = Line2D([], [], **APART, linestyle="")
+    made.legend(
+        list(entries.values()), list(entries), loc="outside upper center", ncols=len(entries)
+    )
 
 
 def _panel(ax: Axes, unit: str, group: Sequence[Beside]) -> None:
     for place, row in enumerate(group):
         assert row.drawn is not None
         theirs, their_sd, ours, our_sd = row.drawn
-        ax.errorbar(
-            theirs, place - 0.12, xerr=their_sd or 0.0, color=INK, marker="D",
-            markerfacecolor="white", markersize=6, linewidth=1.0, capsize=2,
-        )  # fmt: skip
-        ax.errorbar(
-            ours, place + 0.12, xerr=our_sd or 0.0, color=COLOURS[0], marker="o", linewidth=1.0,
-            capsize=2,
-        )  # fmt: skip
-    ax.set_yticks(range(len(group)), [literal(f"{row.what}\n{row.where}") for row in group])
+        ours_look = OURS if row.verdict in COMPARED else APART
+        for look, value, sd, shift in (
+            (PAPERS, theirs, their_sd, -0.12),
+            (ours_look, ours, our_sd, 0.12),
+        ):
+            ax.errorbar(value, place + shift, xerr=sd or 0.0, **look, linewidth=1.0, capsize=2)
+    shared = _shared(group)
+    ax.set_title(literal(shared), loc="left")
+    labels = [row.what if shared else f"{row.what}\n{_origin(row)}" for row in group]
+    ax.set_yticks(range(len(group)), list(map(literal, labels)))
     ax.set_ylim(len(group) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
     ax.set_xlabel(literal(unit))
+
+
+def _origin(row: Beside) -> str:
+    """Where in the paper, on which data; the true name of ours where it is another."""
+    theirs, _, ours = row.data.partition("; ours: ")
+    named = row.where if theirs in row.where else f"{row.where}, {theirs}"
+    return f"{named}\nours: {ours}" if ours else named
+
+
+def _shared(group: Sequence[Beside]) -> str:
+    """What all rows have in common, said once above them; empty where they have nothing."""
+    origins = {_origin(row) for row in group}
+    return origins.pop() if len(origins) == 1 and len(group) > 1 else ""
+
+
+def _height(group: Sequence[Beside]) -> float:
+    """Of a panel, in inches: labels of one line, or with the origin below of two or three."""
+    shared = _shared(group)
+    if shared:
+        return 0.75 + 0.15 * shared.count("\n") + 0.3 * len(group)
+    lines = 2 + max(_origin(row).count("\n") for row in group)
+    return 0.55 + (0.12 + 0.15 * lines) * len(group)

@@ -1,10 +1,10 @@
-"""The figures of a comparison: losses and metric against epochs, updates and seconds."""
+"""The figures of a comparison: losses and metric, training and test side by side."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,29 +26,31 @@ from natgrad.lab.report.style import (
     styled,
 )
 from natgrad.lab.report.summary import Summary
-from natgrad.lab.report.text import display_name, significant
+from natgrad.lab.report.text import display_name, listed, significant
 
-AXES: tuple[Axis, ...] = ("epochs", "updates", "seconds")
+AXES: tuple[Axis, ...] = ("epochs", "seconds")
+PARTS = ("train", "validation", "test")
 MARKS = 7
 LOG_FROM = 8.0
 ERRORS_FROM = 1e3  #: a metric that falls over so many sizes is an error
+PANEL_WIDTH = 2.5  #: inches: four fill the page of a paper at three quarters of the size
+ROWS = ("upper", "lower")
 DECADES_LABELLED = 1e3  #: over more of them, powers of ten alone are labelled
-DASHES = (0, (4, 2))
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: a quantity (with its companion, dashed) against epochs, updates, seconds.
+    """One pair of axes: a quantity against epochs, updates or seconds.
 
     Attributes:
-        quantity: Drawn solid.
-        companion: Drawn dashed and hollow.
+        quantity: What is drawn.
         axis: What it is drawn against.
+        beside: Quantities drawn to the same scale in the panels next to it.
     """
 
     quantity: Quantity
     axis: Axis
-    companion: Quantity | None = None
+    beside: tuple[Quantity, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,28 +61,28 @@ class Drawing:
     svg: str
 
 
-PANELS: tuple[tuple[Panel, ...], ...] = (
-    tuple(Panel("train_loss", axis) for axis in AXES),
-    tuple(Panel("validation_loss", axis) for axis in AXES),
-    tuple(Panel("test_metric", axis, "train_metric") for axis in AXES),
-)
-OVERVIEW: tuple[tuple[Panel, ...], ...] = (
-    (
-        Panel("validation_loss", "updates"),
-        Panel("validation_loss", "seconds"),
-        Panel("test_metric", "seconds", "train_metric"),
-    ),
+def panels(parts: Sequence[str], kind: str, axis: Axis) -> tuple[Panel, ...]:
+    """A row of panels: the loss or metric of these parts of the data, to one scale."""
+    quantities: tuple[Quantity, ...] = tuple(f"{part}_{kind}" for part in parts)  # type: ignore
+    return tuple(Panel(quantity, axis, quantities) for quantity in quantities)
+
+
+PANELS = tuple(panels(PARTS, kind, axis) for kind in ("loss", "metric") for axis in AXES)
+OVERVIEW = tuple(
+    panels(("train", "test"), "loss", axis) + panels(("train", "test"), "metric", axis)
+    for axis in AXES
 )
 CAPTION = (
     "Lines: mean over the finished seeds; bands: least to greatest seed, interpolated linearly "
     "where seeds are evaluated at different places and ending with the shortest of them. "
-    "Dotted: the target. A seed that diverged is drawn thin up to its last finite value, marked "
-    "with a cross. Seconds count training steps and what the optimizer prepares."
+    "A seed that diverged is drawn thin up to its last finite value, marked with a cross. Seconds "
+    "count training steps and what the optimizer prepares."
 )
+TARGET_CAPTION = "The thin grey line in the panels of the validation loss is the target."
 
 
 def write_figures(results: Results, summary: Summary, folder: Path) -> list[Path]:
-    """Write the figures for papers: all panels, and an overview of three, as PDF and PNG.
+    """Write the figures for papers: all panels, and those of training and test, as PDF and PNG.
 
     Args:
         results: The results.
@@ -90,11 +92,15 @@ def write_figures(results: Results, summary: Summary, folder: Path) -> list[Path
     Returns:
         The files written.
     """
-    paths = []
     with styled():
-        for name, grid in {"curves": PANELS, "overview": OVERVIEW}.items():
-            paths += save_figure(_sheet(results, summary, grid), folder / name)
-    return paths
+        paths = save_figure(_sheet(results, summary, PANELS), folder / "curves")
+    return paths + save_figure(overview(results, summary), folder / "overview")
+
+
+def overview(results: Results, summary: Summary) -> Figure:
+    """Draw loss and metric of training and test side by side, against epochs and seconds."""
+    with styled():
+        return _sheet(results, summary, OVERVIEW)
 
 
 def page_panels(results: Results, summary: Summary) -> list[Drawing]:
@@ -102,13 +108,13 @@ def page_panels(results: Results, summary: Summary) -> list[Drawing]:
     look = looks(results.optimizers)
     drawings = []
     with styled():
-        for number, panel in enumerate(panel for row in PANELS for panel in row):
-            figure = Figure(figsize=(3.6, 2.5))
+        shown = _measured(results, PANELS)
+        for number, panel in enumerate(panel for row in shown for panel in row):
+            figure = Figure(figsize=(3.6, 2.6))
             FigureCanvasAgg(figure)
             # fixed margins: the axes of all panels of the page stand in line
-            ax = figure.add_axes((0.155, 0.165, 0.815, 0.805))
+            ax = figure.add_axes((0.115, 0.165, 0.855, 0.725))
             draw_panel(ax, panel, results, summary, look)
-            ax.yaxis.set_label_coords(-0.135, 0.5)
             svg = inline_svg(figure, f"f{number}", describe(panel, results))
             drawings.append(Drawing(panel, svg))
     return drawings
@@ -119,7 +125,7 @@ def page_legend(results: Results) -> list[tuple[str, str]]:
     entries = []
     with styled():
         for number, (name, handle) in enumerate(_handles(results)):
-            figure = Figure(figsize=(0.42, 0.16))
+            figure = Figure(figsize=(0.5, 0.16))
             FigureCanvasAgg(figure)
             marker = handle.get_marker()
             handle.set(marker="", xdata=[0.0, 1.0], ydata=[0.5, 0.5])
@@ -145,20 +151,52 @@ def describe(panel: Panel, results: Results) -> str:
     return f"{what[0].upper()}{what[1:]} against {panel.axis}.{tail}"
 
 
-def _sheet(results: Results, summary: Summary, grid: Sequence[Sequence[Panel]]) -> Figure:
+def describe_overview(results: Results) -> str:
+    """Say in words what the overview shows."""
+    rows = _measured(results, OVERVIEW)
+    whats = listed([_label(panel.quantity, results) for panel in rows[0]])
+    places = (f"{row[0].axis} ({place} row)" for row, place in zip(rows, ROWS, strict=True))
+    return f"{whats[0].upper()}{whats[1:]} against {listed(list(places))}, {about(results)}"
+
+
+def about(results: Results) -> str:
+    """Return what every figure says of itself: the data's name, the profile, the seeds."""
+    seeds = len(results.seeds)
+    profile = results.part("profile").get("name")
+    found = (
+        str(results.part("data").get("name") or ""),
+        f"{profile} profile" if profile else "",
+        f"{seeds} seed{'' if seeds == 1 else 's'}" if seeds else "",
+    )
+    return ", ".join(part for part in found if part)
+
+
+def _measured(results: Results, grid: Sequence[Sequence[Panel]]) -> list[list[Panel]]:
+    """Leave out the columns of which nothing was measured, unless that is all of them."""
+    kept = [
+        [panel for panel in row if _curves(panel.quantity, panel.axis, results)] for row in grid
+    ]
+    even = len({len(row) for row in kept}) == 1 and bool(kept[0])
+    return kept if even else [list(row) for row in grid]
+
+
+def _sheet(results: Results, summary: Summary, whole: Sequence[Sequence[Panel]]) -> Figure:
+    grid = _measured(results, whole)
     rows, columns = len(grid), len(grid[0])
+    width = PANEL_WIDTH * columns
     names, handles = zip(*_handles(results), strict=True)
     labels = [literal(name) for name in names]
-    abreast = _abreast(labels, 3.3 * columns)
-    height = 2.35 * rows + 0.17 + 0.18 * math.ceil(len(labels) / abreast)
-    figure = Figure(figsize=(3.3 * columns, height), layout="constrained")
+    abreast = _abreast(labels, width)
+    height = 2.1 * rows + 0.37 + 0.18 * math.ceil(len(labels) / abreast)
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     look = looks(results.optimizers)
     for i, row in enumerate(grid):
         for j, panel in enumerate(row):
             draw_panel(axes[i][j], panel, results, summary, look)
-    figure.legend(handles, labels, loc="outside upper center", ncols=abreast)
+    title = literal(about(results))
+    figure.legend(handles, labels, loc="outside upper center", ncols=abreast, title=title)
     return figure
 
 
@@ -166,44 +204,47 @@ def _abreast(labels: Sequence[str], inches: float) -> int:
     """Return how many columns of a legend fit; matplotlib splits the entries evenly over them."""
     for columns in range(min(len(labels), 8), 1, -1):
         widest = [max(map(len, part)) for part in np.array_split(np.array(labels), columns)]
-        if sum(0.58 + 0.072 * length for length in widest) <= inches:
+        if sum(0.66 + 0.072 * length for length in widest) <= inches:
             return columns
     return 1
 
 
 def _handles(results: Results) -> list[tuple[str, Line2D]]:
-    handles = [
-        (display_name(name), Line2D([], [], color=style.colour, marker=style.marker))
+    return [
+        (
+            display_name(name),
+            Line2D([], [], color=style.colour, marker=style.marker, linestyle=style.dash),
+        )
         for name, style in looks(results.optimizers).items()
     ]
-    dashed = Line2D([], [], color=INK, linestyle=DASHES, linewidth=1.1)
-    name = results.metric.name
-    return [*handles, (f"{name}: test", Line2D([], [], color=INK)), (f"{name}: train", dashed)]
 
 
 def draw_panel(
     ax: Axes, panel: Panel, results: Results, summary: Summary, look: Mapping[str, Look]
 ) -> None:
-    """Draw a quantity of all optimizers; the axis holds what is drawn solid and dashed."""
-    shown: list[Curve] = []
+    """Draw a quantity of all optimizers; the axis holds what is drawn beside it, too."""
+    lines = _curves(panel.quantity, panel.axis, results)
     for number, (name, runs) in enumerate(results.runs.items()):
-        if panel.companion is not None:
-            dashed = curve(drawn(runs), panel.axis, panel.companion)
-            if dashed is not None:
-                _companion(ax, dashed, look[name], number)
-                shown.append(replace(dashed, low=dashed.mean, high=dashed.mean))
-        line = curve(drawn(runs), panel.axis, panel.quantity)
-        if line is not None:
-            _line(ax, line, look[name], number)
-            shown.append(line)
+        if name in lines:
+            _line(ax, lines[name], look[name], number)
         for run in runs:
             if run.status == "diverged":
                 _lost(ax, *trail(run, panel.axis, panel.quantity), look[name])
-    _scale(ax, panel, shown, results.metric.unit == "%")
+    scaled = [
+        line
+        for quantity in (panel.quantity, *panel.beside)
+        for line in _curves(quantity, panel.axis, results).values()
+    ]
+    _scale(ax, panel, scaled, results.metric.unit == "%")
     if panel.quantity == "validation_loss" and summary.target is not None:
-        ax.axhline(summary.target.loss, color=INK, linewidth=0.9, linestyle=":", zorder=1)
-    ax.set_xlabel(panel.axis)
-    ax.set_ylabel(literal(_label(panel.quantity, results, panel.companion)))
+        ax.axhline(summary.target.loss, color=INK, linewidth=0.8, alpha=0.5, zorder=1)
+    ax.set_xlabel(_along(panel.axis, results))
+    ax.set_title(literal(_label(panel.quantity, results)), loc="left")
+
+
+def _curves(quantity: Quantity, axis: Axis, results: Results) -> dict[str, Curve]:
+    found = {name: curve(drawn(runs), axis, quantity) for name, runs in results.runs.items()}
+    return {name: line for name, line in found.items() if line is not None}
 
 
 def _line(ax: Axes, line: Curve, look: Look, number: int) -> None:
@@ -213,24 +254,9 @@ def _line(ax: Axes, line: Curve, look: Look, number: int) -> None:
         line.mean,
         color=look.colour,
         marker=look.marker,
+        linestyle=look.dash,
         markevery=_spaced(line, number),
         zorder=3,
-    )
-
-
-def _companion(ax: Axes, line: Curve, look: Look, number: int) -> None:
-    ax.plot(
-        line.x,
-        line.mean,
-        color=look.colour,
-        linestyle=DASHES,
-        linewidth=1.1,
-        marker=look.marker,
-        markerfacecolor="none",
-        markersize=3.5,
-        markeredgewidth=0.8,
-        markevery=_spaced(line, number + 2),
-        zorder=2,
     )
 
 
@@ -260,6 +286,9 @@ def _scale(ax: Axes, panel: Panel, lines: Sequence[Curve], percent: bool) -> Non
         ax.set_ylim(low / 1.15, high * 1.15)
     elif panel.quantity.endswith("_metric"):
         ax.set_ylim(*_late_range(lines, 100.0 if percent else math.inf))
+    elif high > low:
+        margin = 0.05 * (high - low)
+        ax.set_ylim(low - margin, high + margin)
 
 
 def _late_range(lines: Sequence[Curve], most: float) -> tuple[float, float]:
@@ -271,12 +300,19 @@ def _late_range(lines: Sequence[Curve], most: float) -> tuple[float, float]:
     return low - margin, min(high + 2 * margin, most + margin / 2)
 
 
-def _label(quantity: Quantity, results: Results, companion: Quantity | None = None) -> str:
+def _along(axis: Axis, results: Results) -> str:
+    """The label of an axis: epochs with the updates in each, where that is one number for all."""
+    lasts = [run.rows[-1] for runs in results.runs.values() for run in runs if run.rows]
+    each = {round(row.updates / row.epochs) for row in lasts if row.epochs > 0}
+    if axis != "epochs" or len(each) != 1:
+        return axis
+    return f"epochs of {each.pop()} updates"
+
+
+def _label(quantity: Quantity, results: Results) -> str:
     part, kind = quantity.split("_")
+    name = "training" if part == "train" else part
     if kind == "loss":
-        names = {"train": "training loss", "validation": "validation loss", "test": "test loss"}
-        return names[part]
+        return f"{name} loss"
     unit = f" [{results.metric.unit}]" if results.metric.unit else ""
-    if companion is None:
-        return f"{part} {results.metric.name}{unit}"
-    return f"{results.metric.name}{unit}"
+    return f"{name} {results.metric.name}{unit}"

@@ -14,23 +14,23 @@ from natgrad.lab.report.read import Results
 __all__ = ["illustrated"]
 
 
-def illustrated(folder: Path, results: Results, path: Path) -> Path | None:
+def illustrated(folder: Path, results: Results, path: Path) -> list[Path]:
     """Draw the networks of the first seed that finished, if the recipe knows how.
 
     Args:
         folder: of the results.
         results: read from it.
-        path: of the PNG.
+        path: of the PDF and the PNG, without a suffix.
 
     Returns:
-        The path; None where there is nothing to draw.
+        The files written; none where there is nothing to draw.
     """
     try:
         recipe = load(str(results.part("recipe").get("name")))
     except UsageError:  # a recipe that is no longer there
-        return None
+        return []
     if recipe.illustrate is None:
-        return None
+        return []
     models: dict[str, nn.Module] = {}
     for name, runs in results.runs.items():
         label = next((run.label for run in runs if run.finished), None)
@@ -38,10 +38,7 @@ def illustrated(folder: Path, results: Results, path: Path) -> Path | None:
         if weights is not None:
             models[name] = recipe.network()
             models[name].load_state_dict(weights)
-    if not models:
-        return None
-    recipe.illustrate(models, path)
-    return path
+    return recipe.illustrate(models, path) if models else []
 
 
 def _weights(place: Path) -> dict[str, object] | None:

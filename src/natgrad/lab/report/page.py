@@ -16,9 +16,10 @@ from natgrad.lab.report import figures, tables
 from natgrad.lab.report.beside import Beside, as_table, notes
 from natgrad.lab.report.headline import headline
 from natgrad.lab.report.read import Results
+from natgrad.lab.report.sizes import differences
 from natgrad.lab.report.studies import pictures, written
 from natgrad.lab.report.summary import Summary
-from natgrad.lab.report.text import display_name, plain_value, profile_text, without_paths
+from natgrad.lab.report.text import display_name, plain_value, without_paths
 from natgrad.lab.report.tuning import grids
 from natgrad.lab.schedules import parse
 
@@ -37,7 +38,7 @@ def page(results: Results, summary: Summary, paper: Sequence[Beside], folder: Pa
     Returns:
         A page that needs nothing beside it: styles and figures are inside.
     """
-    recipe = {**dict.fromkeys(("name", "source", "differs")), **results.part("recipe")}
+    recipe = {**dict.fromkeys(("name", "source")), **results.part("recipe")}
     headings, cells = as_table(paper)
     return (
         environment()
@@ -54,7 +55,8 @@ def page(results: Results, summary: Summary, paper: Sequence[Beside], folder: Pa
             notes=tables.notes(summary) + [n for each in summary.timelines for n in each.notes()],
             legend=[(name, Markup(svg)) for name, svg in figures.page_legend(results)],
             panels=[Markup(drawing.svg) for drawing in figures.page_panels(results, summary)],
-            caption=figures.CAPTION,
+            caption=f"{figures.about(results)}. {figures.CAPTION} {figures.TARGET_CAPTION}",
+            differences=differences(results),
             grids=grids(results),
             tuning_rule=without_paths(str(results.manifest.get("tuning_rule") or "")),
             settings=settings(results),
@@ -137,7 +139,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         "L2 penalty": recipe.get("l2"),
         "Learning rate": _schedule(recipe.get("schedule")),
         "Augmentation": recipe.get("augmentation"),
-        "Profile": profile_text(results.part("profile")),
+        "Profile": results.part("profile").get("name"),
         "Budget per run": _budget(results.part("budget")),
         "Budget per tuning run": _budget(results.part("tuning_budget")),
         "Seeds": ", ".join(map(str, results.seeds)),

@@ -7,20 +7,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from natgrad.lab.report.beside import Beside, as_table, beside, notes
-from natgrad.lab.report.figures import write_figures
+from natgrad.lab.report.figures import CAPTION, about, describe_overview, write_figures
 from natgrad.lab.report.illustrate import illustrated
 from natgrad.lab.report.page import commands, facts, provenance, sentences, settings
 from natgrad.lab.report.read import Results, read_results
 from natgrad.lab.report.single import draw_paper
+from natgrad.lab.report.sizes import differences
 from natgrad.lab.report.studies import markdown
 from natgrad.lab.report.summary import Summary, summary_of
-from natgrad.lab.report.text import markdown_table
+from natgrad.lab.report.text import NOTHING, markdown_table, without_paths
+from natgrad.lab.report.tuning import grids, tried
 
 __all__ = ["paper_sections", "publish_single"]
 
 
 def publish_single(folder: Path, out: Path) -> Path:
-    """Write `README.md` and `curves.{png,pdf}` of a results folder into `out`.
+    """Write `README.md` of a results folder into `out`, and its figures as PNG and PDF.
 
     Args:
         folder: A folder written by `natgrad compare` or `natgrad run`.
@@ -43,8 +45,8 @@ def publish_single(folder: Path, out: Path) -> Path:
         for kind in ("png", "pdf"):
             shutil.copyfile(folder / "study" / f"{name}.{kind}", out / f"{name}.{kind}")
     rows = beside(results, summary)
-    draw_paper(rows, out)
-    drawn = illustrated(folder, results, out / "solutions.png") is not None
+    draw_paper(rows, [results], out)
+    drawn = bool(illustrated(folder, results, out / "solutions"))
     path = out / "README.md"
     text = "\n\n".join(_sections(results, summary, rows, drawn))
     path.write_text(text + "\n", encoding="utf-8")
@@ -55,11 +57,13 @@ def _sections(
     results: Results, summary: Summary, rows: Sequence[Beside], drawn: bool = False
 ) -> Iterable[str]:
     recipe = results.part("recipe")
-    yield f"# {recipe.get('name')}: {recipe.get('title')}"
+    yield f"# {recipe.get('name')}: {summary.title}"
+    yield f"**{about(results)}**"
     yield "\n".join(f"    {command}" for command in commands(results))
     yield " ".join(sentences(results, summary))
     if summary.entries:
-        yield "![Curves against epochs, updates and seconds, by optimizer](curves.png)"
+        yield f"![{describe_overview(results)}](curves.png)"
+        yield CAPTION
     if drawn:
         yield "![What the networks of the first seed have learnt, by optimizer](solutions.png)"
     if summary.entries:
@@ -68,16 +72,32 @@ def _sections(
     for name, caption in results.figures.items():
         yield f"![{caption}]({name}.png)"
     yield from paper_sections(rows, str(recipe.get("source")))
-    if recipe.get("differs"):
-        yield f"What differs: {recipe['differs']}."
+    yield from (f"**{label}**: {words}." for label, words in differences(results))
+    yield from _settings(results)
+    yield markdown_table(("", ""), [*facts(results), *provenance(results)])
+
+
+def _settings(results: Results) -> Iterable[str]:
+    """The settings that were chosen, out of what, and which of them lie at an end of that."""
     yield "## Settings"
-    yield f"{results.manifest.get('tuning_rule')}."
-    chosen = [
-        (name, ", ".join(f"{key} {value}" for key, value in used.items()))
+    rule = without_paths(str(results.manifest.get("tuning_rule") or ""))
+    if rule:
+        yield f"{rule[0].upper()}{rule[1:]}."
+    found = {grid.name: grid for grid in grids(results)}
+    rows = [
+        (
+            name,
+            ", ".join(f"{key} {value}" for key, value in used.items()),
+            tried(found[name]) if name in found else NOTHING,
+        )
         for name, used in settings(results)
     ]
-    yield markdown_table(("optimizer", "settings"), chosen)
-    yield markdown_table(("", ""), [*facts(results), *provenance(results)])
+    head = ("optimizer", "settings", "tried")
+    yield markdown_table(head if found else head[:2], rows if found else [r[:2] for r in rows])
+    ends = [f"- {name}: {end}" for name, grid in found.items() for end in grid.edges]
+    if ends:
+        yield "Chosen at an end of what was tried:"
+        yield "\n".join(ends)
 
 
 def paper_sections(rows: Sequence[Beside], source: str) -> Iterable[str]:
@@ -87,5 +107,8 @@ def paper_sections(rows: Sequence[Beside], source: str) -> Iterable[str]:
     yield f"## Beside the paper ({source})"
     yield markdown_table(*as_table(rows))
     if any(row.drawn for row in rows):
-        yield "![The paper's numbers and ours, one standard deviation to each side](paper.png)"
+        yield (
+            "![The paper's numbers and ours, one standard deviation to each side; ours are hollow "
+            "and grey where they are not comparable](paper.png)"
+        )
     yield "\n".join(f"- {rule}" for rule in notes(rows))

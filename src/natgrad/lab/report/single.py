@@ -41,15 +41,22 @@ def write(folder: Path) -> Written:
     rows = beside(results, summary)
     if summary.entries:
         write_figures(results, summary, folder / "figures")
-    draw_paper(rows, folder / "figures")
+    draw_paper(rows, [results], folder / "figures")
     path = folder / "report.html"
     path.write_text(page(results, summary, rows, folder), encoding="utf-8")
     return Written(results, summary, rows, path)
 
 
-def draw_paper(rows: Sequence[Beside], folder: Path) -> list[Path]:
-    """Draw the paper's numbers beside ours into a folder, if there are any."""
-    drawn = figure(rows)
+def draw_paper(rows: Sequence[Beside], of: Sequence[Results], folder: Path) -> list[Path]:
+    """Draw the paper's numbers beside ours into a folder, if there are any.
+
+    Args:
+        rows: What the paper states, beside ours.
+        of: The results that ours are of, for the profile.
+        folder: Where to.
+    """
+    profiles = dict.fromkeys(str(each.part("profile").get("name") or "") for each in of)
+    drawn = figure(rows, " or ".join(filter(None, profiles)))
     return [] if drawn is None else save_figure(drawn, folder / PAPER)
 
 

@@ -1,4 +1,4 @@
-"""How figures look: Okabe-Ito colours, a marker per optimizer, ink that follows the page.
+"""How figures look: Okabe-Ito colours, a marker and a dash per optimizer, ink as the page has it.
 
 Matplotlib is used without pyplot, inside `rc_context`: a caller's settings, backend and open
 figures stay as they are.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 from xml.sax.saxutils import quoteattr
 
 import matplotlib
@@ -24,7 +25,12 @@ INK = "#1f2328"
 GRID = "#d8dde3"
 # Okabe and Ito (2008) without the yellow, which no white page carries
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h", "d")
+Dash: TypeAlias = Literal["-"] | tuple[float, tuple[float, ...]]
+DASHES: tuple[Dash, ...] = (
+    "-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.4, 1.2, 1.4)), (0, (3, 1.2, 1, 1.2, 1, 1.2)),
+)  # fmt: skip
+APART = 8.0  #: least difference in lightness of two lines with the same dash, of 100
 _KNOWN = {"sgd": (INK, "o"), "kfac": ("#0072b2", "s"), "adam": ("#e69f00", "^")}
 
 _SETTINGS: dict[Any, Any] = {
@@ -33,6 +39,7 @@ _SETTINGS: dict[Any, Any] = {
     "axes.labelcolor": INK,
     "axes.labelsize": 9.0,
     "axes.linewidth": 0.6,
+    "axes.titlesize": 9.0,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.unicode_minus": True,
@@ -44,6 +51,7 @@ _SETTINGS: dict[Any, Any] = {
     "grid.linewidth": 0.5,
     "legend.fontsize": 9.0,
     "legend.frameon": False,
+    "legend.handlelength": 2.7,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "pdf.fonttype": 42,
@@ -60,18 +68,32 @@ _SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """Colour and marker of one optimizer; the line style tells train from test."""
+    """Colour, marker and dash of one optimizer: told apart in print without colours, too."""
 
     colour: str
     marker: str
+    dash: Dash = DASHES[0]
 
 
 def looks(optimizers: Sequence[str]) -> dict[str, Look]:
-    """Give every optimizer a colour and marker; no two the same pair, `sgd` always in ink."""
-    known = {name: Look(*_KNOWN[name]) for name in optimizers if name in _KNOWN}
-    taken = set(known.values())
-    free = _pairs({look.colour for look in taken}, {look.marker for look in taken})
-    return {name: known[name] if name in known else next(free) for name in optimizers}
+    """Give every optimizer a look of its own, `sgd` always in ink.
+
+    No marker comes twice among the first thirteen; lines of one dash differ in lightness by
+    `APART` as long as any colour is left that does.
+    """
+    found = {name: Look(*_KNOWN[name]) for name in optimizers if name in _KNOWN}
+    for name in optimizers:
+        if name not in found:
+            found[name] = _next(list(found.values()))
+    return {name: found[name] for name in optimizers}
+
+
+def lightness(colour: str) -> float:
+    """CIE L* of a colour `#rrggbb`, from 0 for black to 100 for white: what it is in grey."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    y = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return 116 * y ** (1 / 3) - 16 if y > 0.008856 else 903.3 * y
 
 
 @contextmanager
@@ -141,11 +163,17 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _pairs(colours: set[str], markers: set[str]) -> Iterator[Look]:
-    fresh = [c for c in COLOURS if c not in colours] + [c for c in COLOURS if c in colours]
-    shapes = [m for m in MARKERS if m not in markers] + [m for m in MARKERS if m in markers]
-    number = 0
-    while True:
-        turn, place = divmod(number, len(fresh))
-        yield Look(fresh[place], shapes[(place + turn) % len(shapes)])
-        number += 1
+def _next(taken: Sequence[Look]) -> Look:
+    """The look for one more: the least used marker and colour, in the first dash that is clear."""
+    colours = Counter(look.colour for look in taken)
+    markers = Counter(look.marker for look in taken)
+    marker = min(MARKERS, key=lambda m: markers[m])
+    order = sorted(COLOURS, key=lambda c: colours[c])
+    fresh = [look for c in order for d in DASHES if (look := Look(c, marker, d)) not in taken]
+    # beyond what can be told apart in grey: at least no two the same
+    return next((look for look in fresh if _clear(look, taken)), fresh[0])
+
+
+def _clear(look: Look, taken: Sequence[Look]) -> bool:
+    same = (lightness(other.colour) for other in taken if other.dash == look.dash)
+    return all(abs(lightness(look.colour) - other) >= APART for other in same)

@@ -72,7 +72,7 @@ def write(folder: Path) -> WrittenSuite:
         raise ResultsError(f"{folder} holds no evaluation of any variant yet")
     rows = [row for written in variants.values() for row in written.rows]
     rows += [_claim(claim, variants) for claim in manifest["suite"].get("paper", [])]
-    single.draw_paper(rows, folder / "figures")
+    single.draw_paper(rows, [each.results for each in variants.values()], folder / "figures")
     path = folder / "report.html"
     made = WrittenSuite(manifest, variants, endings(variants), rows, path)
     path.write_text(suite_page(made), encoding="utf-8")

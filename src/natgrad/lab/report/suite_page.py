@@ -8,10 +8,12 @@ from typing import Any
 from natgrad.lab.report.beside import as_table, notes
 from natgrad.lab.report.page import environment
 from natgrad.lab.report.published import paper_sections, publish_single
+from natgrad.lab.report.read import Results
 from natgrad.lab.report.single import draw_paper
+from natgrad.lab.report.sizes import profile_changes
 from natgrad.lab.report.studies import markdown
 from natgrad.lab.report.suite import WrittenSuite, write
-from natgrad.lab.report.text import markdown_table, profile_text, without_paths
+from natgrad.lab.report.text import markdown_table, without_paths
 
 
 def suite_page(written: WrittenSuite) -> str:
@@ -38,7 +40,7 @@ def publish_suite(folder: Path, out: Path) -> Path:
     written = write(folder)
     for name in written.variants:
         publish_single(folder / name, out / name)
-    draw_paper(written.rows, out)
+    draw_paper(written.rows, [each.results for each in written.variants.values()], out)
     suite = written.manifest["suite"]
     sections = [
         f"# {suite['name']}: {suite['title']}",
@@ -60,9 +62,14 @@ def _variants(written: WrittenSuite) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "title": str(each.results.part("recipe").get("title")),
+            "title": each.summary.title,
             "data": str(each.results.part("data").get("name")),
-            "profile": profile_text(each.results.part("profile")),
+            "profile": _profile(each.results),
         }
         for name, each in written.variants.items()
     ]
+
+
+def _profile(results: Results) -> str:
+    found = (str(results.part("profile").get("name") or ""), profile_changes(results))
+    return ": ".join(filter(None, found))

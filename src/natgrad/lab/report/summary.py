@@ -19,7 +19,7 @@ from natgrad.lab.report.crossing import first_crossing
 from natgrad.lab.report.race import Race, race
 from natgrad.lab.report.read import Axis, Metric, Quantity, Results, Run, read_results
 from natgrad.lab.report.tenths import Tenths, tenths
-from natgrad.lab.report.text import deviation, display_name
+from natgrad.lab.report.text import deviation, display_name, true_title
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -151,7 +151,10 @@ def summary_of(results: Results) -> Summary:
     recipe = results.part("recipe")
     status = results.manifest.get("status")
     return Summary(
-        title=str(recipe.get("title") or recipe.get("name") or "Comparison"),
+        title=true_title(
+            str(recipe.get("title") or recipe.get("name") or "Comparison"),
+            str(results.part("data").get("name") or ""),
+        ),
         metric=results.metric,
         target=target,
         entries=tuple(_relate(entry, reference) for entry in entries),

@@ -170,6 +170,20 @@ def profile_text(profile: Mapping[str, Any]) -> str:
     return ": ".join(str(profile[key]) for key in ("name", "differs") if profile.get(key))
 
 
+def true_title(title: str, data: str) -> str:
+    """Write a title with the name of the data that was loaded, where that is another copy.
+
+    >>> true_title("ResNet-20 on CIFAR-10", "CIFAR-10 (JPEG)")
+    'ResNet-20 on CIFAR-10 (JPEG)'
+    >>> true_title("ResNet-20 on CIFAR-100", "CIFAR-10 (JPEG)")
+    'ResNet-20 on CIFAR-100'
+    """
+    stem, bracket, _ = data.partition(" (")
+    if not bracket or data in title:
+        return title
+    return re.sub(rf"(?<!\w){re.escape(stem)}(?![\w-])", lambda _: data, title)
+
+
 def without_paths(text: str) -> str:
     """Shorten absolute paths to their last part: a report is shown to others.
 

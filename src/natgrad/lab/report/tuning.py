@@ -63,22 +63,42 @@ def grids(results: Results) -> list[Grid]:
     return made
 
 
+def tried(grid: Grid) -> str:
+    """Say what a grid is made of.
+
+    Returns:
+        ``"lr 0.01, 0.03, 0.1"``; of several settings the number of points, too, as not every
+        combination need be among them.
+    """
+    columns = zip(*(point.cells for point in grid.points), strict=True)
+    axes = [
+        f"{key} {', '.join(sorted(set(cells), key=_rank_of_text))}"
+        for key, cells in zip(grid.keys, columns, strict=True)
+    ]
+    count = f"{len(grid.points)} points of " if len(axes) > 1 else ""
+    return count + "; ".join(axes)
+
+
 def edges(
     settings: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any], keys: Sequence[str]
 ) -> list[str]:
-    """Say which of the chosen settings lie at an end of their range of at least three values."""
+    """Say which of the chosen settings lie at an end of what was tried; of two values both do.
+
+    Args:
+        settings: The points of the grid.
+        chosen: The best of them.
+        keys: The settings that the grid varies: one that it holds was not tuned.
+    """
     sentences = []
     for key in keys:
         values = sorted({float(s[key]) for s in settings if _is_number(s.get(key))})
         value = chosen.get(key)
-        if len(values) < 3 or not _is_number(value):
+        if len(values) < 2 or value not in (values[0], values[-1]):
             continue
-        if value in (values[0], values[-1]):
-            end = "lower" if value == values[0] else "upper"
-            sentences.append(
-                f"{key} {plain_value(value)} is the {end} end of the grid; a wider one might do "
-                "better."
-            )
+        end = "lower" if value == values[0] else "upper"
+        place = "one of the two values tried" if len(values) == 2 else f"the {end} end of the grid"
+        wider = "more of them" if len(values) == 2 else "a wider one"
+        sentences.append(f"{key} {plain_value(value)} is {place}; {wider} might do better.")
     return sentences
 
 
@@ -138,3 +158,10 @@ def _is_number(value: Any) -> bool:
 
 def _rank(value: Any) -> tuple[int, float, str]:
     return (0, float(value), "") if _is_number(value) else (1, 0.0, str(value))
+
+
+def _rank_of_text(cell: str) -> tuple[int, float, str]:
+    try:
+        return _rank(float(cell))
+    except ValueError:
+        return _rank(cell)

@@ -23,7 +23,7 @@ from natgrad import compare, fisher
 from natgrad.lab.data import Pair
 from natgrad.lab.folder import Results
 from natgrad.lab.optimizers import complete
-from natgrad.lab.report.style import literal, looks, styled
+from natgrad.lab.report.style import Look, literal, looks, styled
 from natgrad.lab.report.text import deviation, display_name
 from natgrad.lab.running import Watch
 from natgrad.lab.studies.alongside import Alongside, read_alongside
@@ -264,10 +264,10 @@ def _drawn(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for ax, key in zip(axes, FIGURES, strict=True):
             for structure, style in look.items():
                 x, y = _medians(rows, structure, key)
-                ax.plot(x, y, color=style.colour, marker=style.marker)
+                ax.plot(x, y, color=style.colour, marker=style.marker, linestyle=style.dash)
             ax.set_xlabel("updates")
             ax.set_ylabel(LABELS[key])
-        _legend(figure, [(s.upper(), look[s].colour, look[s].marker) for s in STRUCTURES])
+        _legend(figure, [(s.upper(), look[s]) for s in STRUCTURES])
     return figure
 
 
@@ -281,17 +281,20 @@ def _eigenvalues(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for layer, style in look.items():
             mine = [row for row in rows if row["layer"] == layer]
             x, y = _medians(mine, STRUCTURES[0], "mean_eigenvalue")
-            ax.plot(x, y, color=style.colour, marker=style.marker)
+            ax.plot(x, y, color=style.colour, marker=style.marker, linestyle=style.dash)
         if all(math.log10(row["mean_eigenvalue"]) > -math.inf for row in rows):
             ax.set_yscale("log")
         ax.set_xlabel("updates")
         ax.set_ylabel("mean eigenvalue")
-        entries = [(literal(f"layer {k}"), look[k].colour, look[k].marker) for k in layers]
+        entries = [(literal(f"layer {k}"), look[k]) for k in layers]
         _legend(figure, entries)
     return figure
 
 
-def _legend(figure: Figure, entries: Sequence[tuple[str, str, str]]) -> None:
-    handles = [Line2D([], [], color=colour, marker=marker) for _, colour, marker in entries]
-    names = [name for name, _, _ in entries]
+def _legend(figure: Figure, entries: Sequence[tuple[str, Look]]) -> None:
+    handles = [
+        Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dash)
+        for _, look in entries
+    ]
+    names = [name for name, _ in entries]
     figure.legend(handles, names, loc="outside upper center", ncols=min(len(names), 5))
