@@ -162,7 +162,7 @@ CURVES = replace(
 )  # fmt: skip
 
 
-EPS = (0.01, 0.03, 0.1, 0.3, 1.0)
+EPS, SHORT_EPS = (0.01, 0.03, 0.1, 0.3, 1.0), (0.03, 0.1, 1.0)
 
 
 def _eps(value: float) -> str:
@@ -202,6 +202,7 @@ BY_EPS = replace(
                 **SHORTER,
                 "grids": _eps_grids(SHORT_T),
                 "settings": {name: grid[2] for name, grid in _eps_grids(SHORT_T).items()},
+                "optimizers": tuple(map(_eps, SHORT_EPS)),
             }
         ),
     },
@@ -254,7 +255,7 @@ PERIOD = replace(
         "cpu": Profile(  # in 585 updates a T of 1000 says nothing
             {
                 **SHORTER,
-                "grids": dict.fromkeys(SHORT_ROWS, GRID),
+                "grids": dict.fromkeys(SHORT_ROWS, GRID[1:]),
                 "settings": dict.fromkeys(SHORT_ROWS, GRID[2]),
                 "optimizers": SHORT_ROWS,
                 "paper": _stated(often=300),
