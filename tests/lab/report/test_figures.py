@@ -96,8 +96,8 @@ def test_a_figure_says_its_data_and_profile_and_the_words_for_it_are_true(tmp_pa
     results = rising(**floors)
     assert about(results) == "CIFAR-10 (JPEG), cpu profile, 1 seed"
     assert describe_overview(results) == (
-        "Training loss, test loss, training accuracy [%] and test accuracy [%] against epochs "
-        "(upper row) and seconds (lower row), CIFAR-10 (JPEG), cpu profile, 1 seed"
+        "Training loss, test loss, training accuracy [%] and test accuracy [%], from top to "
+        "bottom against epochs and seconds; CIFAR-10 (JPEG), cpu profile, 1 seed"
     )
     sheet = overview(results, summary_of(results))
     (legend,) = sheet.legends

@@ -47,7 +47,7 @@ def test_the_ends_of_the_grids_stand_under_settings(text: str) -> None:
 
 
 def test_the_words_for_the_curves_are_those_of_the_figure(text: str) -> None:
-    assert "against epochs (upper row) and seconds (lower row), MNIST, cpu profile" in text
+    assert "from top to bottom against epochs and seconds; MNIST, cpu profile" in text
     assert "updates and seconds" not in text
 
 

@@ -34,7 +34,6 @@ MARKS = 7
 LOG_FROM = 8.0
 ERRORS_FROM = 1e3  #: a metric that falls over so many sizes is an error
 PANEL_WIDTH = 2.5  #: inches: four fill the page of a paper at three quarters of the size
-ROWS = ("upper", "lower")
 DECADES_LABELLED = 1e3  #: over more of them, powers of ten alone are labelled
 
 
@@ -155,8 +154,8 @@ def describe_overview(results: Results) -> str:
     """Say in words what the overview shows."""
     rows = _measured(results, OVERVIEW)
     whats = listed([_label(panel.quantity, results) for panel in rows[0]])
-    places = (f"{row[0].axis} ({place} row)" for row, place in zip(rows, ROWS, strict=True))
-    return f"{whats[0].upper()}{whats[1:]} against {listed(list(places))}, {about(results)}"
+    axes = listed([row[0].axis for row in rows])
+    return f"{whats[0].upper()}{whats[1:]}, from top to bottom against {axes}; {about(results)}"
 
 
 def about(results: Results) -> str:
