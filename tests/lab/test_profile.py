@@ -61,7 +61,7 @@ def test_what_a_grid_holds_names_whose_it_is() -> None:
     ("name", "said"),
     [
         ("prong-imagenet/tiny-imagenet", "every 50 instead of 1000, samples 200 instead of 1000"),
-        ("prong-cifar", "every 50 instead of 1000, samples 500 instead of 1000"),
+        ("prong-cifar", "samples 1600 instead of 4000 (prong[crops=0])"),
         ("tekfac-table3/resnet20-cifar10", "nu 0.01 instead of 0.01 or 1"),
     ],
 )
