@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from natgrad.lab import cache
-from natgrad.lab.cache import Arrays, check, entries, kept
+from natgrad.lab.cache import Arrays, check, entries, filled, kept, write_rows
+from natgrad.lab.errors import WriteError
 
 from .forking import NEEDS_FORK, forked, kill, wait_until
 
@@ -135,3 +136,59 @@ def test_a_failed_write_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.Monk
     assert_right(kept(tmp_path / "train", arrays))
     assert not (tmp_path / "train").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["train.lock"]
+
+
+def fill(folder: Path) -> None:
+    """The same arrays, the images 200 at a time."""
+    images, labels = arrays()["images"], arrays()["labels"]
+    parts = (images[k : k + 200] for k in range(0, 500, 200))
+    write_rows(folder / "images.npy", images.shape, np.uint8, parts)
+    np.save(folder / "labels.npy", labels)
+
+
+def test_an_entry_filled_part_by_part_is_like_any_other(tmp_path: Path) -> None:
+    place = tmp_path / "set" / "train"
+    assert_right(filled(place, fill))
+    assert_right(filled(place, lambda _: pytest.fail("filled again")))
+    assert_right(kept(place, forbidden))
+    assert check(place) == []
+    cut(place / "images.npy")
+    assert_right(filled(place, fill))
+
+
+@NEEDS_FORK
+def test_a_kill_while_an_entry_is_filled_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    place, sign = tmp_path / "train", tmp_path / "writing"
+
+    def endless(folder: Path) -> None:
+        fill(folder)  # every byte is there when it is killed
+        sign.touch()
+        time.sleep(60)
+
+    child = forked(lambda: filled(place, endless))
+    wait_until(sign.exists)
+    kill(child)
+    assert entries(tmp_path) == []
+    assert not place.exists()
+    assert list(tmp_path.glob(".train.*/images.npy"))
+    assert_right(filled(place, fill))
+    assert list(tmp_path.glob(".train.*")) == []  # nor does it take room for ever
+
+
+def test_a_cache_that_cant_be_filled_says_what_to_do(tmp_path: Path) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(WriteError, match=r"No space left on device.*NATGRAD_CACHE"):
+        filled(tmp_path / "train", full)
+    assert [path.name for path in tmp_path.iterdir()] == ["train.lock"]
+
+
+def test_rows_must_fit_the_array_they_are_for(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npy"
+    with pytest.raises(ValueError, match="takes 3 rows, got 2"):
+        write_rows(path, (3, 4), np.uint8, [np.zeros((2, 4), np.uint8)])
+    with pytest.raises(ValueError, match=r"\[k, 4\] of uint8, got \[2, 5\] of uint8"):
+        write_rows(path, (2, 4), np.uint8, [np.zeros((2, 5), np.uint8)])
+    with pytest.raises(ValueError, match="of float64"):
+        write_rows(path, (2, 4), np.uint8, [np.zeros((2, 4))])

@@ -19,17 +19,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from natgrad.lab.errors import WriteError
 from natgrad.lab.files import alone, flush_folder
 
-__all__ = ["Arrays", "cache_folder", "check", "entries", "kept"]
+__all__ = ["Arrays", "cache_folder", "check", "entries", "filled", "kept", "write_rows"]
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 ENTRY = "entry.json"
@@ -65,11 +67,74 @@ def kept(place: Path, make: Callable[[], Arrays]) -> Arrays:
             found = _opened(place)  # by another process, while this one waited
             if found is None:
                 made = make()
-                _write(place, made)
+                _write(place, partial(_save, made))
                 found = _opened(place)
     except OSError:  # a cache that can't be written only costs time
         found = None
     return found if found is not None else made if made is not None else make()
+
+
+def filled(place: Path, fill: Callable[[Path], object]) -> Arrays:
+    """The same for arrays that no memory holds: they go to the disk as they are made.
+
+    Args:
+        place: the entry's folder; its name must change with whatever the arrays depend on.
+        fill: writes ``<name>.npy`` files into the folder that it is given.
+
+    Raises:
+        WriteError: the cache can't be written, or what was written can't be mapped.
+    """
+    found = _opened(place)
+    if found is not None:
+        return found
+    try:
+        with _making(place):
+            found = _opened(place)  # by another process, while this one waited
+            if found is None:
+                _write(place, fill)
+                found = _opened(place)
+    except OSError as error:
+        raise WriteError(_no_room(place, error.strerror or str(error))) from error
+    if found is None:
+        raise WriteError(_no_room(place, "what was written can't be mapped into memory"))
+    return found
+
+
+def write_rows(
+    path: Path, shape: Sequence[int], dtype: DTypeLike, parts: Iterable[NDArray[Any]]
+) -> None:
+    """Write a ``.npy`` file part by part, one part in memory at a time.
+
+    Args:
+        path: of the file.
+        shape: of the whole array ``[n, ...]``.
+        dtype: of its entries.
+        parts: ``[k, ...]`` each, ``n`` rows in all.
+
+    Raises:
+        ValueError: parts of another shape or type, or too few or too many of them.
+    """
+    written = 0
+    about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, about)
+        for part in parts:
+            if part.dtype != dtype or part.shape[1:] != tuple(shape[1:]):
+                raise ValueError(
+                    f"{path.name} takes parts [k, {', '.join(map(str, shape[1:]))}] of "
+                    f"{np.dtype(dtype)}, got {list(part.shape)} of {part.dtype}"
+                )
+            file.write(np.ascontiguousarray(part).data)
+            written += len(part)
+    if written != shape[0]:
+        raise ValueError(f"{path.name} takes {shape[0]} rows, got {written}")
+
+
+def _no_room(place: Path, why: str) -> str:
+    return (
+        f"can't keep decoded data in {place}: {why}. Make room or give permission, or name "
+        "another folder with NATGRAD_CACHE"
+    )
 
 
 def entries(folder: Path | None = None) -> list[Path]:
@@ -121,15 +186,15 @@ def _looks_whole(path: Path, about: Mapping[str, Any]) -> bool:
         return False
 
 
-def _write(place: Path, arrays: Arrays) -> None:
+def _write(place: Path, fill: Callable[[Path], object]) -> None:
+    """Have an entry made beside its place, and move it there when it is whole."""
+    _drop_drafts(place)
     draft = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
     try:
+        fill(draft)
         record = {}
-        for name, array in arrays.items():
-            path = draft / f"{name}.npy"
-            with path.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-                file.flush()
+        for path in sorted(draft.glob("*.npy")):
+            with path.open("rb+") as file:
                 os.fsync(file.fileno())
             about = {"bytes": path.stat().st_size, "sha256": _sha256(path), "quick": _quick(path)}
             record[path.name] = about
@@ -140,6 +205,19 @@ def _write(place: Path, arrays: Arrays) -> None:
         flush_folder(place.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _save(arrays: Arrays, folder: Path) -> None:
+    for name, array in arrays.items():
+        with (folder / f"{name}.npy").open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+
+def _drop_drafts(place: Path) -> None:
+    """Remove what killed processes left: whoever holds the lock is alone."""
+    if os.name == "posix":  # elsewhere there is no lock
+        for path in place.parent.glob(f".{place.name}.*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:
