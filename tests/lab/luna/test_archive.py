@@ -56,9 +56,10 @@ def test_tables_that_are_none_are_refused(tmp_path: Path) -> None:
     path.write_text(f"{HEADING}\n")
     with pytest.raises(TableError, match="no column diameter_mm"):
         read_annotations(path)
-    path.write_text(f"{HEADING},diameter_mm\na,1,2,x,4\n")
-    with pytest.raises(TableError, match="line 2: not numbers"):
-        read_annotations(path)
+    for wrong in ("x", "nan", "inf"):
+        path.write_text(f"{HEADING},diameter_mm\na,1,2,{wrong},4\n")
+        with pytest.raises(TableError, match="line 2: not numbers"):
+            read_annotations(path)
 
 
 def test_the_subsets_are_the_folds(luna: Path) -> None:
@@ -72,31 +73,87 @@ def test_the_subsets_are_the_folds(luna: Path) -> None:
         archive.volume("d")
 
 
-def test_candidates_are_cut_and_what_they_are_is_known(luna: Path) -> None:
+def test_candidates_are_listed_and_what_they_are_is_known(luna: Path) -> None:
     archive = Archive(luna)
-    found = archive.cut(archive.fold(0), (6, 8, 8), (1, 1, 1))
-    assert found.cubes.shape == (5, 6, 8, 8)
+    found = archive.listed(archive.fold(0))
+    assert len(found) == 5
     assert found.nodule.tolist() == [0, 0, -1, -1, -1]
     assert found.scan.tolist() == [0, 0, 0, 1, 1]
     assert found.ignored.tolist() == [False, False, True, False, False]
     assert found.missed_in.tolist() == [1]  # nothing marks the nodule of scan b
-    assert 0 <= found.cubes.min() <= found.cubes.max() <= 1
+
+
+def test_candidates_go_scan_by_scan_however_the_table_has_them(luna: Path) -> None:
+    found = Archive(luna).listed(["c", "b", "a"])
+    assert found.scan.tolist() == [0, 1, 1, 2, 2, 2]
+    assert found.centres[0].tolist() == [1, 1, 2]
+    assert found.nodule.tolist() == [2, -1, -1, 0, 0, -1]
+
+
+def test_cubes_are_cut_one_scan_in_memory_at_a_time(
+    luna: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    volume = Archive.volume
+    monkeypatch.setattr(Archive, "volume", lambda self, s: read.append(s) or volume(self, s))
+    archive = Archive(luna)
+    parts = archive.cubes(archive.listed(archive.fold(0)), (6, 8, 8), (1, 1, 1))
+    assert next(parts).shape == (3, 6, 8, 8)
+    assert read == ["a"]
+    assert next(parts).shape == (2, 6, 8, 8)
+    assert read == ["a", "b"]
 
 
 def test_a_cube_of_odd_size_holds_the_voxels_themselves(luna: Path) -> None:
     archive = Archive(luna)
-    found = archive.cut(["a"], (3, 3, 3), (1, 1, 1))
+    found = next(archive.cubes(archive.listed(["a"]), (3, 3, 3), (1, 1, 1)))
     voxels = archive.volume("a").voxels.astype(float)
     expected = (voxels[4:7, 9:12, 10:13] + 1000) / 1400  # round voxel (x, y, z) = (11, 10, 5)
-    assert found.cubes[0] == pytest.approx(expected, abs=1e-4)
+    assert found.dtype == np.uint8
+    assert found[0] / 255 == pytest.approx(expected, abs=0.5 / 255 + 1e-4)
 
 
 def test_negatives_are_thinned_by_a_seeded_draw(luna: Path) -> None:
     archive = Archive(luna)
-    first, again = (archive.cut(["a", "b"], (2, 2, 2), (1, 1, 1), 1.0, seed=4) for _ in range(2))
-    assert first.nodule.tolist() == again.nodule.tolist()
+    first, again = (archive.listed(["a", "b"], 1.0, seed=4) for _ in range(2))
+    assert first.centres.tolist() == again.centres.tolist()
     assert (first.nodule < 0).sum() == 2
     assert (first.nodule >= 0).sum() == 2
+
+
+def test_excluded_findings_of_several_readers_are_one(luna: Path) -> None:
+    rows = [("a", 8, 8, 8, -1), ("a", 8, 8, 8, -1), ("a", 8, 8, 9, 4), ("a", 8, 8, 20, -1),
+            ("a", 8, 8, 8, 0)]  # fmt: skip
+    write_table(luna / "annotations_excluded.csv", "diameter_mm", rows)
+    found = Archive(luna).ignored(["a", "b"])
+    assert found.centres.tolist() == [[8, 8, 8], [8, 8, 20]]
+    assert found.radii.tolist() == [5, 5]
+
+
+def test_a_nodule_without_a_diameter_is_refused_with_its_scan(luna: Path) -> None:
+    write_table(luna / "annotations.csv", "diameter_mm", [("b", 0, 0, 0, 0)])
+    with pytest.raises(TableError, match="scan b has a finding of diameter 0"):
+        Archive(luna).listed(["b"])
+
+
+def test_the_checksum_is_of_tables_headers_and_sizes(luna: Path) -> None:
+    archive = Archive(luna)
+    first = archive.checksum(["a", "c"])
+    assert Archive(luna).checksum(["a", "c"]) == first
+    assert len({first, archive.checksum(["a"]), archive.checksum(["c", "a"])}) == 3
+    alone = archive.checksum(["a", "c"], candidates=False)
+    changed = []
+    for change in ("candidates.csv", "annotations_excluded.csv", "subset1/c.mhd", "subset1/c.raw"):
+        content = (luna / change).read_bytes()
+        (luna / change).write_bytes(content + b"\n")
+        changed.append(archive.checksum(["a", "c"]))
+        assert (archive.checksum(["a", "c"], candidates=False) == alone) == ("candi" in change)
+        (luna / change).write_bytes(content)
+    assert len({first, *changed}) == 5
+    assert archive.checksum(["a", "c"]) == first
+    (luna / "annotations.csv").unlink()
+    with pytest.raises(DataMissingError, match=r"no annotations\.csv"):
+        archive.checksum(["a"])
 
 
 def test_the_second_list_of_candidates_comes_first(luna: Path) -> None:

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from natgrad.lab.luna.froc import Marks, froc
-from natgrad.lab.luna.matching import Findings, match, reduce_candidates
+from natgrad.lab.luna.matching import Findings, match, nearest, reduce_candidates
 
 
 def findings(centres: list[list[float]], radii: list[float], scan: list[int]) -> Findings:
@@ -75,3 +77,37 @@ def test_what_does_not_fit_together_is_refused() -> None:
         reduce_candidates(np.ones(2), np.array([1, 1]), np.array([0, 1]), 2)
     with pytest.raises(ValueError, match="equally long"):
         reduce_candidates(np.ones(2), np.array([1]), np.array([0, 1]), 2)
+
+
+def test_findings_within_others_are_left_out() -> None:
+    rows = [[0, 0, 0], [0, 0, 0], [2, 0, 0], [2.1, 0, 0], [0, 0, 0]]
+    found = findings(rows, [5, 5, 3, 3, 5], [0, 0, 0, 0, 1])
+    # equal ones once; 2 + 3 <= 5 lies within, 2.1 + 3 reaches out; another scan is another place
+    assert found.outermost().centres[:, 0].tolist() == [0, 2.1, 0]
+    assert found.outermost().scan.tolist() == [0, 0, 1]
+    assert len(Findings.none().outermost()) == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 60))
+def test_what_excluded_findings_cover_does_not_change(seed: int, count: int) -> None:
+    """The marks that the challenge's script ignores are the same, findings repeated or not."""
+    random = np.random.default_rng(seed)
+    places = random.uniform(0, 30, (8, 3))[random.integers(8, size=count)]
+    places += random.choice([0.0, 0.5, 4.0], (count, 1)) * random.normal(size=(count, 3))
+    radii = random.choice([1.0, 2.5, 5.0, 5.0], count)
+    excluded = Findings(places, radii, random.integers(2, size=count))
+    centres, scan = random.uniform(0, 30, (200, 3)), random.integers(2, size=200)
+    scores = random.permutation(200) * 1.0
+    fewer = excluded.outermost()
+    assert len(fewer) <= count
+    whole, again = (match(scores, centres, scan, NODULES, 2, e) for e in (excluded, fewer))
+    assert again.scores.tolist() == whole.scores.tolist()
+    assert again.scan.tolist() == whole.scan.tolist()
+
+
+def test_the_nearest_finding_counts() -> None:
+    found = findings([[0, 0, 0], [4, 0, 0], [0, 0, 0]], [5, 5, 5], [0, 0, 1])
+    centres = np.array([[1.0, 0, 0], [3, 0, 0], [9, 0, 0], [1, 0, 0]])
+    assert nearest(centres, np.array([0, 0, 0, 1]), found).tolist() == [0, 1, -1, 2]
+    assert nearest(np.empty((0, 3)), np.empty(0, int), found).tolist() == []

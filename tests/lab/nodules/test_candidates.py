@@ -114,7 +114,7 @@ def test_luna16_is_read_by_subsets(luna: Path) -> None:
     assert splits.test.inputs[0, 13, 20, 20] == grey
     assert marks_of(np.zeros(3), splits.test.targets.numpy()).nodules == 2
     few = luna16(0, scans=1)
-    assert "first 1 scans" in few.split
+    assert "the first 1 scans with a nodule" in few.split
     assert few.load(luna).test.targets[:, [LOST, EMPTY]].tolist() == [[0, 0]] * 3
 
 

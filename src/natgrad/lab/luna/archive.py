@@ -7,6 +7,7 @@ DIR/annotations_excluded.csv (also looked for in DIR/evaluationScript/annotation
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,35 +17,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from natgrad.lab.errors import DataMissingError
-from natgrad.lab.luna.matching import Findings
-from natgrad.lab.luna.metaimage import Volume, read_volume
-from natgrad.lab.luna.resample import cube
+from natgrad.lab.luna.matching import Findings, nearest
+from natgrad.lab.luna.metaimage import Header, Volume, read_header, read_volume
+from natgrad.lab.luna.resample import cube, grey
 from natgrad.lab.luna.tables import Places, read_annotations, read_candidates
 
-__all__ = ["Archive", "Candidates"]
+__all__ = ["FOLDS", "Archive", "Candidates"]
 
 FOLDS = 10
+ANNOTATIONS, EXCLUDED = "annotations.csv", "annotations_excluded.csv"
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidates of some scans, cut out, and what is known of them.
+    """Candidates of some scans, scan by scan, and what is known of them.
 
     Attributes:
-        cubes: ``[c, z, y, x]`` in [0, 1].
+        centres: ``[c, 3]``, world coordinates ``(x, y, z)`` in mm.
         nodule: ``[c]``, which of the annotated nodules each hits (the nearest), else -1.
-        scan: ``[c]``, index into ``scans``.
+        scan: ``[c]``, index into ``scans``, rising.
         scans: names.
         missed_in: the scan of every annotated nodule that no candidate hits.
         ignored: ``[c]``, whether a candidate hits an excluded finding and no nodule.
     """
 
-    cubes: NDArray[np.float32]
+    centres: NDArray[np.float64]
     nodule: NDArray[np.int64]
     scan: NDArray[np.int64]
     scans: tuple[str, ...]
     missed_in: NDArray[np.int64]
     ignored: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.scan)
 
 
 @dataclass(frozen=True)
@@ -86,82 +91,127 @@ class Archive:
             DataMissingError: it is in none of the subsets.
             MetaImageError: it can't be read.
         """
+        return read_volume(self._file(scan))
+
+    def header(self, scan: str) -> Header:
+        """Where the voxels of a scan lie, and how many there are.
+
+        Raises:
+            DataMissingError: it is in none of the subsets.
+            MetaImageError: it can't be read.
+        """
+        return read_header(self._file(scan))
+
+    def _file(self, scan: str) -> Path:
         if scan not in self.files:
             raise DataMissingError(f"no scan {scan} in the subsets of {self.folder}")
-        return read_volume(self.files[scan])
+        return self.files[scan]
 
     @cached_property
     def annotations(self) -> Places:
         """All annotated nodules."""
-        return read_annotations(self.folder / "annotations.csv")
+        return read_annotations(self.folder / ANNOTATIONS)
 
     @cached_property
     def excluded(self) -> Places:
         """All findings that count neither way; none where the table is missing."""
-        name = "annotations_excluded.csv"
-        places = (self.folder / name, self.folder / "evaluationScript" / "annotations" / name)
-        path = next((path for path in places if path.is_file()), None)
+        path = self._excluded
         return read_annotations(path) if path else Places((), np.empty((0, 3)), np.empty(0))
+
+    @property
+    def _excluded(self) -> Path | None:
+        places = (self.folder, self.folder / "evaluationScript" / "annotations")
+        return next((p / EXCLUDED for p in places if (p / EXCLUDED).is_file()), None)
 
     @cached_property
     def candidates(self) -> Places:
         """All candidates, of the second list if it is there."""
-        second = self.folder / "candidates_V2.csv"
-        return read_candidates(second if second.is_file() else self.folder / "candidates.csv")
+        return read_candidates(self._candidates)
 
-    def cut(
-        self,
-        scans: Sequence[str],
-        size: Sequence[int],
-        spacing: Sequence[float],
-        negatives: float | None = None,
-        seed: int = 0,
+    @property
+    def _candidates(self) -> Path:
+        second = self.folder / "candidates_V2.csv"
+        return second if second.is_file() else self.folder / "candidates.csv"
+
+    def checksum(self, scans: Sequence[str], candidates: bool = True) -> str:
+        """The first 16 digits of the sha256 of the tables and the headers of some scans.
+
+        The voxels count by the size of their files: a data set of 120 GB is not read to know
+        whether it is the same.
+
+        Args:
+            scans: names; their order counts.
+            candidates: whether the list of candidates is among the tables.
+
+        Raises:
+            DataMissingError: a table or a scan is not there.
+            MetaImageError: a header can't be read.
+        """
+        digest = hashlib.sha256()
+        tables = [self.folder / ANNOTATIONS, self._excluded]
+        for table in (*tables, self._candidates if candidates else None):
+            digest.update(b"none" if table is None else _table(table))
+        for scan in scans:
+            voxels = self.header(scan).voxels
+            size = voxels.stat().st_size if voxels.is_file() else 0
+            digest.update(f"{scan} {size} ".encode() + self._file(scan).read_bytes())
+        return digest.hexdigest()[:16]
+
+    def ignored(self, scans: Sequence[str]) -> Findings:
+        """The excluded findings in these scans, those within others left out.
+
+        Several readers annotated most of them. Together they cover what all of them cover, so the
+        same marks are ignored; those of diameter 0 cover nothing.
+        """
+        return self.excluded.of_some_size().findings(scans).outermost()
+
+    def listed(
+        self, scans: Sequence[str], negatives: float | None = None, seed: int = 0
     ) -> Candidates:
-        """Cubes round the candidates of some scans.
+        """The candidates of some scans.
 
         Args:
             scans: names.
-            size: ``(z, y, x)``, voxels of a cube.
-            spacing: ``(z, y, x)``, mm between them.
             negatives: at most so many candidates without a nodule for one with, drawn at random;
                 None keeps all (for what is scored, all must be kept).
             seed: of that draw.
         """
         places, nodules = self.candidates.of(scans), self.annotations.findings(scans)
         scan = places.index(scans)
-        nodule = _nearest(places.centres, scan, nodules)
-        ignored = (nodule < 0) & (
-            _nearest(places.centres, scan, self.excluded.findings(scans)) >= 0
-        )
+        order = np.argsort(scan, kind="stable")
+        centres, scan = places.centres[order], scan[order]
+        nodule = nearest(centres, scan, nodules)
+        ignored = (nodule < 0) & (nearest(centres, scan, self.ignored(scans)) >= 0)
         kept = _thinned(nodule, negatives, seed)
         lost = np.setdiff1d(np.arange(len(nodules)), nodule)
-        cubes = np.empty((len(kept), *size), np.float32)
-        for k, volume in self._volumes(scans, scan[kept]):
-            for row in np.flatnonzero(scan[kept] == k):
-                cubes[row] = cube(volume, places.centres[kept[row]], size, spacing)
         return Candidates(
-            cubes, nodule[kept], scan[kept], tuple(scans), nodules.scan[lost], ignored[kept]
+            centres[kept], nodule[kept], scan[kept], tuple(scans), nodules.scan[lost], ignored[kept]
         )
 
-    def _volumes(
-        self, scans: Sequence[str], wanted: NDArray[np.int64]
-    ) -> Iterator[tuple[int, Volume]]:
-        """The scans that have candidates, read one after the other."""
-        for k in np.unique(wanted):
-            yield int(k), self.volume(scans[k])
+    def cubes(
+        self, found: Candidates, size: Sequence[int], spacing: Sequence[float]
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Cubes round candidates, cut scan by scan: one scan is in memory at a time.
+
+        Args:
+            found: the candidates.
+            size: ``(z, y, x)``, voxels of a cube.
+            spacing: ``(z, y, x)``, mm between them.
+
+        Yields:
+            ``[k, z, y, x]``, those of the next scan that has any.
+        """
+        for k in np.unique(found.scan):
+            volume = self.volume(found.scans[k])
+            centres = found.centres[found.scan == k]
+            yield np.stack([grey(cube(volume, centre, size, spacing)) for centre in centres])
 
 
-def _nearest(
-    centres: NDArray[np.float64], scan: NDArray[np.int64], findings: Findings
-) -> NDArray[np.int64]:
-    """Of each place the nearest finding whose radius it lies within, -1 if there is none."""
-    best, found = np.full(len(centres), np.inf), np.full(len(centres), -1)
-    for k in range(len(findings)):
-        here = np.flatnonzero(scan == findings.scan[k])
-        squared = np.square(centres[here] - findings.centres[k]).sum(-1)
-        near = (squared < findings.radii[k] ** 2) & (squared < best[here])
-        best[here[near]], found[here[near]] = squared[near], k
-    return found
+def _table(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataMissingError(f"no {path.name} in {path.parent}") from None
 
 
 def _thinned(nodule: NDArray[np.int64], negatives: float | None, seed: int) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from natgrad.lab.luna.froc import MISSED, Floats, Ints, Marks
 
-__all__ = ["Findings", "match", "reduce_candidates"]
+__all__ = ["ByScan", "Findings", "match", "nearest", "reduce_candidates"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,24 @@ class Findings:
 
     def __len__(self) -> int:
         return len(self.centres)
+
+    def outermost(self) -> Findings:
+        """Those that do not lie whole within another one: ``|c - c'| + r <= r'``; equal ones once.
+
+        What they cover together stays the same to the last point, so it makes no difference to
+        which marks lie on any of them: for excluded findings, which several readers annotated.
+        """
+        kept: list[int] = []
+        for here in _groups(self.scan):
+            largest_first = here[np.argsort(-self.radii[here], kind="stable")]
+            mine: list[int] = []
+            for k in largest_first:
+                gaps = np.linalg.norm(self.centres[mine] - self.centres[k], axis=1)
+                if not (gaps + self.radii[k] <= self.radii[mine]).any():
+                    mine.append(int(k))
+            kept += mine
+        chosen = np.array(sorted(kept), np.int64)
+        return Findings(self.centres[chosen], self.radii[chosen], self.scan[chosen])
 
     @classmethod
     def none(cls, dimensions: int = 3) -> Findings:
@@ -78,7 +96,7 @@ def match(
             f"scores, centres and scan must be equally long, got {len(scores)}, {len(centres)}, "
             f"{len(scan)}"
         )
-    by_scan = _ByScan(scan, centres)
+    by_scan = ByScan(scan, centres)
     best, used = np.full(len(nodules), MISSED), np.zeros(len(scores), bool)
     for k in range(len(nodules)):
         hits = by_scan.hits(nodules, k)
@@ -130,8 +148,32 @@ def _together(best: Floats, where: Ints, false: Floats, at: Ints, scans: int) ->
     )
 
 
+def nearest(centres: Floats, scan: Ints, findings: Findings) -> Ints:
+    """Of each place the nearest finding whose radius it lies within, -1 if there is none: ``[c]``.
+
+    Args:
+        centres: ``[c, d]``, in the unit of the findings.
+        scan: ``[c]``, index of the scan of each.
+        findings: of which the indices are.
+    """
+    by_scan = ByScan(scan, centres)
+    best, found = np.full(len(centres), np.inf), np.full(len(centres), -1, np.int64)
+    for k in range(len(findings)):
+        hits = by_scan.hits(findings, k)
+        squared = np.square(centres[hits] - findings.centres[k]).sum(-1)
+        nearer = squared < best[hits]
+        best[hits[nearer]], found[hits[nearer]] = squared[nearer], k
+    return found
+
+
+def _groups(scan: Ints) -> list[NDArray[np.intp]]:
+    """The indices of what belongs to each scan, in order."""
+    order = np.argsort(scan, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(scan[order])) + 1) if len(scan) else []
+
+
 @dataclass
-class _ByScan:
+class ByScan:
     """Marks sorted by scan, so that a finding is compared with those of its own scan only."""
 
     scan: Ints

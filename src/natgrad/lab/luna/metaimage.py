@@ -119,7 +119,10 @@ def read_volume(path: Path) -> Volume:
     header = read_header(path)
     if not header.voxels.is_file():
         raise MetaImageError(f"{path} keeps its voxels in {header.voxels}, which is not there")
-    data = header.voxels.read_bytes()
+    try:
+        data = header.voxels.read_bytes()
+    except OSError as error:
+        raise MetaImageError(f"{header.voxels} can't be read: {error.strerror}") from error
     if header.compressed:
         try:
             data = zlib.decompress(data)

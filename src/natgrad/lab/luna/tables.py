@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,26 @@ class Places:
         return np.array([place[name] for name in self.scans], np.int64)
 
     def findings(self, scans: Sequence[str]) -> Findings:
-        """Those in these scans as findings, the values read as diameters."""
+        """Those in these scans as findings, the values read as diameters.
+
+        Raises:
+            TableError: a diameter of 0; names the scan.
+        """
         mine = self.of(scans)
         diameters = np.where(mine.values < 0, UNMEASURED_MM, mine.values)
+        for name, diameter in zip(mine.scans, diameters, strict=True):
+            if diameter == 0:
+                raise TableError(
+                    f"scan {name} has a finding of diameter 0 mm; it must be positive, or below "
+                    "zero for one that was not measured"
+                )
         return Findings(mine.centres, diameters / 2, mine.index(scans))
+
+    def of_some_size(self) -> Places:
+        """Those whose diameter is not 0: within a radius of 0 there is no place."""
+        kept = np.flatnonzero(self.values != 0)
+        names = tuple(self.scans[k] for k in kept)
+        return Places(names, self.centres[kept], self.values[kept])
 
 
 def read_annotations(path: Path) -> Places:
@@ -107,9 +124,12 @@ def _places(path: Path, last: str) -> Places:
     numbers: list[list[float]] = []
     for row in rows:
         try:
-            numbers.append([float(row[name]) for name in (*PLACE[1:], last)])
+            found = [float(row[name]) for name in (*PLACE[1:], last)]
         except (TypeError, ValueError):
-            raise TableError(f"{path}, line {rows.line_num}: not numbers: {row}") from None
+            found = []
+        if not found or not all(map(isfinite, found)):
+            raise TableError(f"{path}, line {rows.line_num}: not numbers: {row}")
+        numbers.append(found)
         scans.append(row["seriesuid"])
     table = np.array(numbers, float).reshape(-1, 4)
     return Places(tuple(scans), table[:, :3], table[:, 3])

@@ -26,15 +26,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from natgrad.lab.cache import Arrays, cache_folder, kept
+from natgrad.lab.cache import Arrays, cache_folder, kept, write_rows
 from natgrad.lab.data import DataSet, Pair, Splits
 from natgrad.lab.errors import DataMissingError
 from natgrad.lab.images import checksum, data_folder
-from natgrad.lab.luna.archive import FOLDS, Archive
+from natgrad.lab.luna.archive import Archive
 from natgrad.lab.nodules.contextual import LEVELS
+from natgrad.lab.nodules.folds import Fold, decoded
 from natgrad.lab.nodules.phantom import NAME, Phantom, Style, phantom
 
-__all__ = ["EMPTY", "LABEL", "LOST", "NODULE", "SCAN", "generated", "luna16", "patches"]
+__all__ = [
+    "EMPTY",
+    "LABEL",
+    "LOST",
+    "NEGATIVES",
+    "NODULE",
+    "SCAN",
+    "generated",
+    "luna16",
+    "patches",
+]
 
 LABEL, NODULE, SCAN, LOST, EMPTY = range(5)
 NO_NODULE, IGNORED, UNKNOWN = -1, -2, -1
@@ -105,45 +116,40 @@ def luna16(fold: int = 9, scans: int | None = None) -> DataSet:
 
     Args:
         fold: the subset that is the test set.
-        scans: only so many of each subset; None is all.
+        scans: only so many of each subset, the first that hold a nodule; None is all.
     """
-    before = (fold - 1) % FOLDS
-    split = (
-        f"subset {fold} is the test set, subset {before} for validation (all their candidates); "
-        f"training on the other eight with {NEGATIVES:g} candidates without a nodule for one with"
-    )
-    if scans is not None:
-        split = f"{split}; of every subset the first {scans} scans"
-    return DataSet("LUNA16", split, partial(_luna16, fold, before, scans))
+    chosen = Fold(fold, scans)
+    thinned = f"{NEGATIVES:g} candidates without a nodule for one with"
+    split = chosen.words("all their candidates", thinned)
+    return DataSet("LUNA16", split, partial(_luna16, chosen))
 
 
-def _luna16(fold: int, before: int, scans: int | None, folder: Path | None) -> Splits:
-    local = data_folder(folder)
-    if local is None or not (local / "luna16").is_dir():
-        raise DataMissingError(
-            "LUNA16 is read from local files: expected luna16/subset0 ... subset9 with its .mhd "
-            "and annotations.csv and candidates_V2.csv in the folder named by --data or "
-            "NATGRAD_DATA"
-        )
-    archive = Archive(local / "luna16")
-    rest = [k for k in range(FOLDS) if k not in (fold, before)]
-    trained = [name for k in rest for name in archive.fold(k)[:scans]]
-    parts = (
-        (trained, NEGATIVES),
-        (archive.fold(before)[:scans], None),
-        (archive.fold(fold)[:scans], None),
-    )
-    pairs = [_of_archive(archive, scans, negatives) for scans, negatives in parts]
-    return Splits(pairs[0], pairs[1], pairs[2], "LUNA16, .mhd files")
+def _luna16(fold: Fold, folder: Path | None) -> Splits:
+    return fold.splits(folder, _of_scans)
 
 
-def _of_archive(archive: Archive, scans: Sequence[str], negatives: float | None) -> Pair:
-    found = archive.cut(scans, CUBE, SPACING, negatives)
+def _of_scans(archive: Archive, scans: Sequence[str], thinned: bool) -> Pair:
+    negatives = NEGATIVES if thinned else None
+    how = f"cubes {CUBE} at {SPACING} mm, negatives {negatives}"
+    kind = f"candidates-{'thinned' if thinned else 'all'}"
+    return decoded(archive, scans, kind, how, partial(_fill, archive, scans, negatives))
+
+
+def _fill(archive: Archive, scans: Sequence[str], negatives: float | None, folder: Path) -> None:
+    """Write cubes and targets of some scans, one scan in memory at a time.
+
+    Raises:
+        DataMissingError: no candidate lies in any of the scans.
+    """
+    found = archive.listed(scans, negatives)
+    if not len(found):
+        raise DataMissingError(f"the list of candidates has none in scan {', '.join(scans[:3])}")
     lost = np.bincount(found.missed_in, minlength=len(scans))[found.scan]
     nodule = np.where(found.ignored, IGNORED, found.nodule)
     rows = np.column_stack([found.nodule >= 0, nodule, found.scan, lost]).astype(np.int64)
-    grey = np.round(255 * found.cubes).astype(np.uint8)
-    return _pair(grey, rows, len(scans) - len(np.unique(found.scan)))
+    np.save(folder / "targets.npy", _targets(rows, len(scans) - len(np.unique(found.scan))))
+    cubes = archive.cubes(found, CUBE, SPACING)
+    write_rows(folder / "inputs.npy", (len(found), *CUBE), np.uint8, cubes)
 
 
 PATCHES = "luna16-patches-2d"
@@ -212,5 +218,9 @@ def _unscanned(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Pair:
 
 
 def _pair(images: NDArray[np.uint8], rows: NDArray[np.int64], empty: int) -> Pair:
-    targets: Tensor = torch.from_numpy(np.column_stack([rows, np.full(len(rows), empty)]))
-    return Pair(torch.from_numpy(np.ascontiguousarray(images)), targets.long())
+    targets: Tensor = torch.from_numpy(_targets(rows, empty))
+    return Pair(torch.from_numpy(np.ascontiguousarray(images)), targets)
+
+
+def _targets(rows: NDArray[np.int64], empty: int) -> NDArray[np.int64]:
+    return np.column_stack([rows, np.full(len(rows), empty)]).astype(np.int64)

@@ -1,13 +1,16 @@
 """How detectors of nodules are trained and judged.
 
-Targets are places in a volume: ``[n, 1 + m, 4]``, float. The first row of each says which volume it
-is: ``(scan, z, y, x)`` with the place of its first voxel in the scan. The others are nodules
-``(z, y, x, radius)`` in voxels of the volume: radius 0 for none, below 0 for a finding that counts
-neither way. Volumes of one scan may overlap; what is found twice is one detection.
+Targets are places in a volume: ``[n, 1 + m, 5]``, float. The first row of each says which volume it
+is: ``(scan, z, y, x, 0)`` with the place of its first voxel in the scan. The others are nodules
+``(z, y, x, radius, number)`` in voxels of the volume: radius 0 for none, below 0 for a finding that
+counts neither way; the number is the finding's own within the split, nodules and others numbered
+together. Volumes of one scan may overlap: a finding may stand in several of them, and what is
+detected twice is one detection.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +33,9 @@ __all__ = [
     "Detections",
     "detected",
     "losses",
+    "marks_by",
     "marks_in",
+    "peaks",
     "suppressed",
 ]
 
@@ -61,7 +66,7 @@ def losses(maps: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         maps: ``[n, 5, *grid]``, see :class:`natgrad.lab.nodules.pyramid.PyramidDetector`.
-        targets: ``[n, 1 + m, 4]``.
+        targets: ``[n, 1 + m, 5]``.
     """
     truth, counted, place = _on_grid(targets, tuple(maps.shape[2:]))
     logit = maps[:, 0]
@@ -97,12 +102,21 @@ def _on_grid(targets: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor, Te
 def detected(maps: Tensor, targets: Tensor) -> Detections:
     """The peaks of the objectness, one for each place of a scan.
 
-    A peak is a cell higher than all its neighbours; of peaks within the radius of a higher one in
-    the same scan only the higher stays.
+    Of the :func:`peaks` within the radius of a higher one in the same scan only the higher stays.
 
     Args:
         maps: ``[n, 5, *grid]``.
-        targets: ``[n, 1 + m, 4]``, of which only the first rows are read.
+        targets: ``[n, 1 + m, 5]``, of which only the first rows are read.
+    """
+    return suppressed(peaks(maps, targets))
+
+
+def peaks(maps: Tensor, targets: Tensor) -> Detections:
+    """The highest cells of each volume that are as high as all their neighbours.
+
+    Args:
+        maps: ``[n, 5, *grid]``.
+        targets: ``[n, 1 + m, 5]``, of which only the first rows are read.
     """
     heat = maps[:, 0].sigmoid()
     highest = F.max_pool3d(heat[:, None], 3, stride=1, padding=1)[:, 0]
@@ -114,35 +128,75 @@ def detected(maps: Tensor, targets: Tensor) -> Detections:
     said = maps[example, 1:, z, y, x].double()
     middle = STRIDE * (torch.stack([z, y, x], -1).to(said) + 0.5) - 0.5
     first = targets[example, 0].double()
-    centres = first[:, 1:] + middle + STRIDE * said[:, :3]
-    found = Detections(
+    centres = first[:, 1:4] + middle + STRIDE * said[:, :3]
+    return Detections(
         scores[example, rank].double().numpy(force=True),
         centres.numpy(force=True),
         said[:, 3].clamp(-1, 4).exp().numpy(force=True),
         first[:, 0].long().numpy(force=True),
     )
-    return suppressed(found)
 
 
 def suppressed(found: Detections) -> Detections:
     """Without those whose centre lies within the radius of a higher one in the same scan."""
-    order = np.argsort(-found.scores, kind="stable")
     kept: list[int] = []
-    for k in order:
-        mine = [j for j in kept if found.scan[j] == found.scan[k]]
-        gaps = np.linalg.norm(found.centres[mine] - found.centres[k], axis=1)
-        if not (gaps < found.radii[mine]).any():
-            kept.append(int(k))
-    return Detections(found.scores[kept], found.centres[kept], found.radii[kept], found.scan[kept])
+    for scan in np.unique(found.scan):
+        here = np.flatnonzero(found.scan == scan)
+        here = here[np.argsort(-found.scores[here], kind="stable")]
+        while len(here):
+            highest, others = here[0], here[1:]
+            kept.append(int(highest))
+            gaps = np.linalg.norm(found.centres[others] - found.centres[highest], axis=1)
+            here = others[gaps >= found.radii[highest]]
+    chosen = np.array(kept, np.int64)
+    chosen = chosen[np.argsort(-found.scores[chosen], kind="stable")]
+    return Detections(
+        found.scores[chosen], found.centres[chosen], found.radii[chosen], found.scan[chosen]
+    )
 
 
 def marks_in(maps: Tensor, targets: Tensor) -> Marks:
     """A detector's peaks, matched to the annotated nodules.
 
+    Args:
+        maps: ``[n, 5, *grid]``.
+        targets: ``[n, 1 + m, 5]``.
+
     Raises:
         ValueError: no volume holds a nodule.
     """
-    found = detected(maps, targets)
+    return _matched(peaks(maps, targets), targets)
+
+
+def marks_by(model: nn.Module, pair: Pair) -> Marks:
+    """The same of a detector's volumes, a few in memory at a time.
+
+    Args:
+        model: the detector.
+        pair: volumes ``[n, z, y, x]`` and targets ``[n, 1 + m, 5]``.
+
+    Raises:
+        ValueError: no volume holds a nodule.
+    """
+    found = [peaks(maps, targets) for maps, targets in _said(model, pair)]
+    return _matched(_joined(found), pair.targets)
+
+
+def _said(model: nn.Module, pair: Pair) -> Iterator[tuple[Tensor, Tensor]]:
+    """Maps and targets, a few volumes at a time: the maps of a whole split take gigabytes."""
+    parts = (torch.split(t, EVALUATED_AT_ONCE) for t in (pair.inputs, pair.targets))
+    for inputs, targets in zip(*parts, strict=True):
+        maps = outputs(model, inputs, EVALUATED_AT_ONCE)
+        yield maps, targets.to(maps.device)
+
+
+def _joined(found: Sequence[Detections]) -> Detections:
+    fields = ("scores", "centres", "radii", "scan")
+    return Detections(*(np.concatenate([getattr(each, f) for each in found]) for f in fields))
+
+
+def _matched(found: Detections, targets: Tensor) -> Marks:
+    found = suppressed(found)
     table = targets.double().numpy(force=True)
     names, scan = np.unique(table[:, 0, 0].astype(np.int64), return_inverse=True)
     nodules, excluded = (_findings(table, scan, kind) for kind in (1, -1))
@@ -151,14 +205,12 @@ def marks_in(maps: Tensor, targets: Tensor) -> Marks:
 
 
 def _findings(table: NDArray[np.float64], scan: NDArray[np.int64], kind: int) -> Findings:
-    """Nodules (``kind`` 1) or excluded findings (-1) in the scans, each once."""
+    """Nodules (``kind`` 1) or excluded findings (-1) in the scans, each number once."""
     volume, row = np.nonzero(kind * table[:, 1:, 3] > 0)
     places = table[volume, 1 + row]
-    centres = places[:, :3] + table[volume, 0, 1:]
-    once = np.unique(
-        np.column_stack([scan[volume], np.round(centres, 2), np.abs(places[:, 3])]), axis=0
-    )
-    return Findings(once[:, 1:4], once[:, 4], once[:, 0].astype(np.int64))
+    once = np.unique(places[:, 4], return_index=True)[1]
+    centres = places[once, :3] + table[volume[once], 0, 1:4]
+    return Findings(centres, np.abs(places[once, 3]), scan[volume[once]].astype(np.int64))
 
 
 def _cpm(maps: Tensor, targets: Tensor) -> float:
@@ -183,5 +235,9 @@ class Detection:
 
     def evaluate(self, model: nn.Module, pair: Pair) -> tuple[float, float]:
         """Mean loss and CPM."""
-        maps = outputs(model, pair.inputs, EVALUATED_AT_ONCE)
-        return losses(maps, pair.targets).mean().item(), DETECTION_CPM.of(maps, pair.targets)
+        total, found = 0.0, []
+        for maps, targets in _said(model, pair):
+            total += losses(maps, targets).double().sum().item()
+            found.append(peaks(maps, targets))
+        marks = _matched(_joined(found), pair.targets)
+        return total / len(pair), cpm(froc(marks).at())

@@ -18,7 +18,7 @@ from natgrad.lab.objective import outputs
 from natgrad.least_squares.residuals import Residuals
 from natgrad.likelihood import Categorical
 
-__all__ = ["AUC", "CPM", "LIKELIHOOD", "Candidates", "area", "marks_of", "scored"]
+__all__ = ["AUC", "CPM", "LIKELIHOOD", "Candidates", "area", "marks_by", "marks_of", "scored"]
 
 EVALUATED_AT_ONCE = 64  #: volumes are large
 
@@ -67,6 +67,20 @@ def scored(logits: Tensor) -> NDArray[np.float64]:
     """Probabilities of a nodule ``[n]``."""
     found: NDArray[np.float64] = fused(logits.double()).numpy(force=True)
     return found
+
+
+def marks_by(model: nn.Module, pair: Pair) -> Marks:
+    """A classifier's marks.
+
+    Args:
+        model: gives logits ``[n, 3, 2]``.
+        pair: candidates and targets ``[n, 5]``.
+
+    Raises:
+        ValueError: what :func:`marks_of` refuses.
+    """
+    logits = outputs(model, pair.inputs, EVALUATED_AT_ONCE)
+    return marks_of(scored(logits), pair.targets.numpy(force=True))
 
 
 def _auc(logits: Tensor, targets: Tensor) -> float:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from natgrad.lab.luna.resample import windowed
+from natgrad.lab.luna.resample import grey, windowed
 from natgrad.lab.nodules.shapes import Balls, nodule, paint, vessel_tree
 
 __all__ = ["NAME", "Phantom", "Style", "phantom"]
@@ -78,7 +78,7 @@ def phantom(style: Style, seed: Sequence[int]) -> Phantom:
     balls = [*trees, *(_one(random, c, r) for c, r in zip(centres, radii, strict=True))]
     density = paint(style.size, balls)
     hounsfield = LUNG + (TISSUE - LUNG) * density + _noise(random, style)
-    voxels = np.round(255 * windowed(hounsfield.numpy())).astype(np.uint8)
+    voxels = grey(windowed(hounsfield.numpy()))
     return Phantom(voxels, centres, radii, _clear(mimics, centres, radii, style))
 
 
