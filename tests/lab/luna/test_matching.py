@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from natgrad.lab.luna.froc import Marks, froc
-from natgrad.lab.luna.matching import Findings, match, nearest, reduce_candidates
+from natgrad.lab.luna.matching import Findings, match, nearest, reduce_candidates, submitted
 
 
 def findings(centres: list[list[float]], radii: list[float], scan: list[int]) -> Findings:
@@ -111,3 +111,31 @@ def test_the_nearest_finding_counts() -> None:
     centres = np.array([[1.0, 0, 0], [3, 0, 0], [9, 0, 0], [1, 0, 0]])
     assert nearest(centres, np.array([0, 0, 0, 1]), found).tolist() == [0, 1, -1, 2]
     assert nearest(np.empty((0, 3)), np.empty(0, int), found).tolist() == []
+
+
+def script_takes(scores: list[float], most: int) -> list[bool]:
+    """The lines of the challenge's script for one scan."""
+    if len(scores) <= most:
+        return [True] * len(scores)
+    threshold = sorted(scores, reverse=True)[most]
+    return [each > threshold for each in scores]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), max_size=40), st.integers(1, 9))
+def test_the_highest_marks_of_a_scan_are_taken(drawn: list[tuple[int, int]], most: int) -> None:
+    scores = np.array([score for score, _ in drawn], float)
+    scan = np.array([scan for _, scan in drawn], int)
+    found = submitted(scores, scan, most)
+    for k in range(3):
+        here = scan == k
+        assert found[here].tolist() == script_takes(scores[here].tolist(), most)
+
+
+def test_of_more_than_a_hundred_marks_in_a_scan_the_lowest_dont_count() -> None:
+    # the nodule at 0 has the lowest of 101 marks in scan 0, that of scan 1 the lowest of 100
+    scores = np.concatenate([np.arange(101), np.arange(100)]) * 1.0
+    x = [0.0, *[50.0] * 100, 0.0, *[50.0] * 99]
+    found = marked(scores.tolist(), x, [0] * 101 + [1] * 100)
+    assert found.scores[found.nodule].tolist() == [-np.inf, -np.inf, 0.0]
+    assert len(found.scores) == 3 + 100 + 99

@@ -36,6 +36,15 @@ def test_candidates_become_marks() -> None:
     assert froc(marks).at([1 / 3, 1]).tolist() == [0.5, 0.5]
 
 
+def test_a_nodule_below_a_hundred_other_candidates_of_its_scan_is_missed() -> None:
+    rows = [[1, 0, 0, 0, 0], [0, -2, 0, 0, 0], *[[0, -1, 0, 0, 0]] * 99]
+    targets = np.array(rows)
+    scores = np.arange(101.0)  # the nodule's is the lowest; an ignored one counts among them
+    marks = marks_of(scores, targets)
+    assert marks.scores.tolist() == [-np.inf, *range(2, 101)]
+    assert marks_of(scores[:100], targets[:100]).scores[0] == 0
+
+
 def test_a_part_of_a_split_can_be_scored_too() -> None:
     marks = marks_of(np.array([0.2, 0.8, 0.5]), TARGETS[:3])
     assert (marks.scans, marks.nodules) == (2, 2)

@@ -1,7 +1,8 @@
 """Which marks hit which nodule: a mark hits a finding when it lies within its radius.
 
-As in LUNA16's evaluation script: distances are strictly below the radius; a mark may hit several
-nodules; marks on excluded findings are ignored unless they hit a nodule too.
+As in LUNA16's evaluation script: of a scan's marks only the highest count, up to 100; distances are
+strictly below the radius; a mark may hit several nodules; marks on excluded findings are ignored
+unless they hit a nodule too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from natgrad.lab.luna.froc import MISSED, Floats, Ints, Marks
 
-__all__ = ["ByScan", "Findings", "match", "nearest", "reduce_candidates"]
+__all__ = ["ByScan", "Findings", "match", "nearest", "reduce_candidates", "submitted"]
+
+MOST = 100  #: marks in one scan that the challenge's script takes
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ def match(
             f"scores, centres and scan must be equally long, got {len(scores)}, {len(centres)}, "
             f"{len(scan)}"
         )
+    kept = submitted(scores, scan)
+    scores, centres, scan = scores[kept], centres[kept], scan[kept]
     by_scan = ByScan(scan, centres)
     best, used = np.full(len(nodules), MISSED), np.zeros(len(scores), bool)
     for k in range(len(nodules)):
@@ -109,13 +114,33 @@ def match(
     return _together(best, nodules.scan, scores[~used], scan[~used], scans)
 
 
+def submitted(scores: Floats, scan: Ints, most: int = MOST) -> NDArray[np.bool_]:
+    """Which marks the challenge's script takes: of a scan with more, those above the next one.
+
+    So where the hundredth is as high as the one after it, all marks as high as these are left out.
+
+    Args:
+        scores: ``[c]``.
+        scan: ``[c]``, index of the scan of each.
+        most: that count in one scan.
+
+    >>> submitted(np.array([0.9, 0.5, 0.5, 0.1]), np.zeros(4, int), most=2).tolist()
+    [True, False, False, False]
+    """
+    kept = np.ones(len(scores), bool)
+    for here in _groups(scan):
+        if len(here) > most:
+            kept[here] = scores[here] > np.sort(scores[here])[-1 - most]
+    return kept
+
+
 def reduce_candidates(
     scores: Floats, nodule: Ints, scan: Ints, scans: int, missed_in: Ints | None = None
 ) -> Marks:
     """Marks at given candidates, of which it is known what they are (false-positive reduction).
 
     Args:
-        scores: ``[c]``.
+        scores: ``[c]``; ``-inf`` for one on a nodule that is not marked.
         nodule: ``[c]``, a number for each nodule that candidates hit, negative for no nodule.
         scan: ``[c]``, index of the scan of each.
         scans: number of scans.

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from natgrad.lab.data import Pair
-from natgrad.lab.luna.froc import Marks, cpm, froc
-from natgrad.lab.luna.matching import reduce_candidates
+from natgrad.lab.luna.froc import MISSED, Marks, cpm, froc
+from natgrad.lab.luna.matching import reduce_candidates, submitted
 from natgrad.lab.metrics import Metric
 from natgrad.lab.nodules.candidates import EMPTY, IGNORED, LABEL, LOST, NODULE, SCAN
 from natgrad.lab.nodules.contextual import fused
@@ -56,11 +56,11 @@ def marks_of(scores: NDArray[np.float64], targets: NDArray[np.int64]) -> Marks:
         raise ValueError("without scans there are no false positives per scan, and no FROC curve")
     first = np.unique(scan, return_index=True)[1]
     lost = np.repeat(np.arange(len(names)), targets[first, LOST])
-    counted = targets[:, NODULE] != IGNORED
+    kept, nodule = submitted(scores, scan), targets[:, NODULE]
+    counted = (kept & (nodule != IGNORED)) | (nodule >= 0)
+    scores = np.where(kept, scores, MISSED)
     scans = len(names) + int(targets[0, EMPTY])
-    return reduce_candidates(
-        scores[counted], targets[counted, NODULE], scan[counted], scans, missed_in=lost
-    )
+    return reduce_candidates(scores[counted], nodule[counted], scan[counted], scans, missed_in=lost)
 
 
 def scored(logits: Tensor) -> NDArray[np.float64]:
