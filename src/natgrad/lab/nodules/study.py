@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from torch import Tensor
+from torch import nn
 
 from natgrad.lab.data import Pair
+from natgrad.lab.errors import DamagedError
 from natgrad.lab.folder import Results, RunFolder
-from natgrad.lab.luna.bootstrap import Score, score
-from natgrad.lab.luna.froc import OPERATING_POINTS, Marks, cpm, froc
-from natgrad.lab.objective import outputs
-from natgrad.lab.report.style import literal, looks, styled
+from natgrad.lab.luna.froc import Marks
+from natgrad.lab.nodules.curves import CAPTION, FROC, POINTS, TEST, Judged, drawing, judged, table
+from natgrad.lab.nodules.kept_marks import keep_marks
 from natgrad.lab.report.text import deviation, display_name
 from natgrad.lab.running import Watch
 from natgrad.lab.study import Work
@@ -26,25 +24,25 @@ from natgrad.lab.training import Training
 
 __all__ = ["FROC", "LOSS", "POINTS", "TEST", "DetectionStudy", "FrocStudy", "crossing"]
 
-FROC, LOSS = "froc", "epochs-to-loss"
-TEST = "test"  #: the column with what a paper gives
-CAPTION = "FROC curves on the test set, means over seeds, with bootstrap intervals (95 %)."
-#: the operating points as the tables name them
-POINTS = ("1/8", "1/4", "1/2", "1", "2", "4", "8")
+LOSS = "epochs-to-loss"
+EPOCHS = "epochs"  #: the column with what a paper gives
 
 
 @dataclass(frozen=True)
 class FrocStudy:
-    """FROC curves of the trained networks on the test set.
+    """FROC curves of the trained networks on training and test set.
+
+    Their marks are kept beside the tables, so that folds can be pooled.
 
     Attributes:
-        marks: a split's marks, from a network's outputs and the targets.
-        at_once: examples that a network is given at a time.
+        marks: those of a network in a split.
+        thinned: a sentence about the training set where it is thinned out, to stand beneath the
+            table.
         resamples: of the bootstrap.
     """
 
-    marks: Callable[[Tensor, Tensor], Marks]
-    at_once: int
+    marks: Callable[[nn.Module, Pair], Marks]
+    thinned: str = ""
     resamples: int = 1000
 
     def watch(self, results: Results) -> Watch | None:
@@ -52,39 +50,45 @@ class FrocStudy:
         return None
 
     def conclude(self, work: Work) -> None:
-        """Write the tables and the figure."""
-        found: dict[str, Score] = {}
-        rows: list[list[Any]] = []
-        by_seed: dict[str, dict[str, dict[str, float]]] = {}
+        """Write the tables and the figure.
+
+        Raises:
+            DamagedError: a run is finished and its weights are not there.
+        """
+        found: dict[str, Judged] = {}
         for name in work.optimizers:
             if work.stop():
                 return
-            judged = {seed: self._judged(work, name, seed) for seed in work.seeds}
-            pairs = {seed: pair for seed, pair in judged.items() if pair is not None}
-            if pairs:
-                found[name] = score(*(test for _, test in pairs.values()), resamples=self.resamples)
-                train, test = ({s: _figures(pair[k]) for s, pair in pairs.items()} for k in (0, 1))
-                rows += _rows(name, found[name], list(train.values()), list(test.values()))
-                by_seed |= _by_seed(name, test)
+            marks = {s: self._judged(work, name, s) for s in work.seeds if _finished(work, name, s)}
+            if marks:
+                train = {seed: [pair[0]] for seed, pair in marks.items()}
+                test = {seed: pair[1] for seed, pair in marks.items()}
+                found[name] = judged(train, test, self.resamples)
         if found:
-            work.folder.write_table(FROC, _table(rows, by_seed, self.resamples))
-            work.folder.write_figure(FROC, _figure(found), CAPTION)
+            lost = {name: _diverged(work, name) for name in work.optimizers}
+            work.folder.write_table(FROC, table(found, lost, self.resamples, [self.thinned]))
+            work.folder.write_figure(FROC, drawing(found), CAPTION)
 
-    def _judged(self, work: Work, optimizer: str, seed: int) -> tuple[Marks, Marks] | None:
-        """The marks on the training and on the test set; None for an unfinished run."""
+    def _judged(self, work: Work, optimizer: str, seed: int) -> tuple[Marks, Marks]:
+        """The marks on the training and on the test set."""
         place = work.results.run(optimizer, seed)
         weights = place.load_weights()
         if weights is None:
-            return None
+            raise DamagedError(
+                f"{optimizer} seed {seed} is finished, but its network is not there: no "
+                f"weights.pt in {place.path}. Remove that folder and go on with --resume to repeat "
+                "the run"
+            )
         settings = place.status()["settings"]
         training = Training(work.run(optimizer, settings, seed), work.splits)
         training.model.load_state_dict(weights)
-        train = training.splits.train.first(work.recipe.train_evaluated)
-        return self._marks(training, train), self._marks(training, training.splits.test)
-
-    def _marks(self, training: Training, pair: Pair) -> Marks:
-        there = training.run.compute.moved(pair)
-        return self.marks(outputs(training.model, there.inputs, self.at_once), there.targets)
+        pairs = (
+            training.splits.train.first(work.recipe.train_evaluated),
+            training.splits.test,
+        )
+        train, test = (self.marks(training.model, pair) for pair in pairs)
+        keep_marks(work.folder, optimizer, seed, train, test)
+        return train, test
 
 
 @dataclass(frozen=True)
@@ -94,26 +98,52 @@ class DetectionStudy(FrocStudy):
     reference: str = "sgd"
 
     def conclude(self, work: Work) -> None:
-        """Write the tables and the figure."""
+        """Write the tables and the figure.
+
+        Raises:
+            DamagedError: a run is finished and its weights are not there.
+        """
         super().conclude(work)
-        ends = [rows[-1]["train_loss"] for rows in self._rows(work, self.reference)]
+        ends = [rows[-1]["train_loss"] for rows in self._curves(work, self.reference).values()]
         if not ends:
             return
         target = statistics.median(ends)
-        rows = [_epochs(name, self._rows(work, name), target) for name in work.optimizers]
+        found = {name: self._epochs(work, name, target) for name in work.optimizers}
+        rows = [
+            _row(name, epochs, list(self._curves(work, name).values()))
+            for name, epochs in found.items()
+        ]
         columns = (
-            "optimizer", "epochs", "epochs sd", "reached", "train loss", "test loss", "seeds",
+            "optimizer", EPOCHS, f"{EPOCHS} sd", "reached", "train loss", "test loss", "seeds",
         )  # fmt: skip
         title = f"Epochs to {display_name(self.reference)}'s final training loss, {target:.4g}"
         note = (
-            "Linear between evaluations; mean over the seeds that get there. Losses are those of "
-            "the last evaluation."
+            "Linear between evaluations; the median over seeds, one that does not get there or "
+            "diverges counted as infinite; sd where all get there. Losses are means over the last "
+            "evaluations of those that finished."
         )
-        work.folder.write_table(LOSS, Table(title, columns, rows, note))
+        by_seed = {
+            display_name(name): {EPOCHS: {str(seed): value for seed, value in epochs.items()}}
+            for name, epochs in found.items()
+        }
+        work.folder.write_table(LOSS, Table(title, columns, rows, note, by_seed))
 
-    def _rows(self, work: Work, optimizer: str) -> list[list[dict[str, Any]]]:
-        places = [work.results.run(optimizer, seed) for seed in work.seeds]
-        return [place.rows() for place in places if _finished(place)]
+    def _curves(self, work: Work, optimizer: str) -> dict[int, list[dict[str, Any]]]:
+        return {
+            seed: work.results.run(optimizer, seed).rows()
+            for seed in work.seeds
+            if _finished(work, optimizer, seed)
+        }
+
+    def _epochs(self, work: Work, optimizer: str, target: float) -> dict[int, float]:
+        """Epochs to a loss, of every seed whose run is over; infinite where it never gets there."""
+        curves = self._curves(work, optimizer)
+        found = {}
+        for seed in work.seeds:
+            if _status(work, optimizer, seed) in ("finished", "diverged"):
+                place = crossing(curves.get(seed, ()), target)
+                found[seed] = math.inf if place is None else place
+        return found
 
 
 def crossing(rows: Sequence[Mapping[str, Any]], target: float) -> float | None:
@@ -130,101 +160,34 @@ def crossing(rows: Sequence[Mapping[str, Any]], target: float) -> float | None:
     return None
 
 
-def _epochs(
-    optimizer: str, runs: Sequence[Sequence[Mapping[str, Any]]], target: float
+def _row(
+    optimizer: str, epochs: Mapping[int, float], finished: Sequence[Sequence[Mapping[str, Any]]]
 ) -> list[Any]:
-    """A row of the table of epochs; no mean where none of the seeds gets there."""
-    places = [crossing(rows, target) for rows in runs]
-    reached = [place for place in places if place is not None]
+    """A row of the table of epochs: a seed that never gets there counts as infinite."""
+    reached = [place for place in epochs.values() if math.isfinite(place)]
+    middle = statistics.median(epochs.values()) if epochs else math.inf
     ends = [
-        statistics.fmean(rows[-1][key] for rows in runs) if runs else None
+        statistics.fmean(rows[-1][key] for rows in finished) if finished else None
         for key in ("train_loss", "test_loss")
     ]
     return [
         display_name(optimizer),
-        statistics.fmean(reached) if reached else None,
-        deviation(reached),
-        f"{len(reached)} of {len(runs)}",
+        middle if math.isfinite(middle) else None,
+        deviation(reached) if len(reached) == len(epochs) else None,
+        f"{len(reached)} of {len(epochs)}",
         *ends,
-        len(reached),
+        len(epochs),
     ]
 
 
-def _rows(
-    optimizer: str, found: Score, on_train: Sequence[list[float]], on_test: Sequence[list[float]]
-) -> list[list[Any]]:
-    """Rows of the table: the CPM and each sensitivity, on the training and on the test set."""
-    train, test = np.array(on_train), np.array(on_test)
-    intervals = (found.cpm, *found.sensitivities)
-    return [
-        [
-            f"{display_name(optimizer)}, {heading}",
-            float(train[:, k].mean()),
-            intervals[k].value,
-            deviation(test[:, k].tolist()),
-            intervals[k].low,
-            intervals[k].high,
-            len(on_test),
-        ]
-        for k, heading in enumerate(("CPM", *POINTS))
-    ]
+def _finished(work: Work, optimizer: str, seed: int) -> bool:
+    return _status(work, optimizer, seed) == "finished"
 
 
-def _by_seed(
-    optimizer: str, on_test: Mapping[int, list[float]]
-) -> dict[str, dict[str, dict[str, float]]]:
-    """The CPM and each sensitivity on the test set, seed by seed."""
-    return {
-        f"{display_name(optimizer)}, {heading}": {
-            TEST: {str(seed): figures[k] for seed, figures in on_test.items()}
-        }
-        for k, heading in enumerate(("CPM", *POINTS))
-    }
+def _diverged(work: Work, optimizer: str) -> list[int]:
+    return [seed for seed in work.seeds if _status(work, optimizer, seed) == "diverged"]
 
 
-def _figures(marks: Marks) -> list[float]:
-    """The CPM and the seven sensitivities."""
-    values = froc(marks).at()
-    return [cpm(values), *values.tolist()]
-
-
-def _table(
-    rows: Sequence[Sequence[Any]],
-    by_seed: Mapping[str, Mapping[str, Mapping[str, float]]],
-    resamples: int,
-) -> Table:
-    return Table(
-        "CPM, and sensitivity at so many false positives per scan",
-        ("optimizer", "train", TEST, f"{TEST} sd", "low", "high", "seeds"),
-        rows,
-        "Means over seeds, sd is their sample standard deviation; low and high are the ends of the "
-        f"95 % bootstrap interval of the test figure, {resamples} resamples of its scans.",
-        by_seed,
-    )
-
-
-def _figure(found: Mapping[str, Score]) -> Figure:
-    """FROC curves over the operating points, bands between the ends of the intervals."""
-    look = looks(list(found))
-    with styled():
-        figure = Figure(figsize=(4.4, 3.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        for name, each in found.items():
-            low, high = ([getattr(i, end) for i in each.sensitivities] for end in ("low", "high"))
-            style = look[name]
-            axes.fill_between(OPERATING_POINTS, low, high, color=style.colour, alpha=0.15, lw=0)
-            values = [i.value for i in each.sensitivities]
-            label = literal(f"{display_name(name)}, CPM {each.cpm.value:.3f}")
-            axes.plot(
-                OPERATING_POINTS, values, color=style.colour, marker=style.marker, label=label
-            )
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(OPERATING_POINTS, POINTS)
-        axes.set(xlabel="false positives per scan", ylabel="sensitivity", ylim=(None, 1.01))
-        axes.legend(loc="lower right")
-    return figure
-
-
-def _finished(place: RunFolder) -> bool:
-    return place.status().get("status") == "finished"
+def _status(work: Work, optimizer: str, seed: int) -> str:
+    place: RunFolder = work.results.run(optimizer, seed)
+    return str(place.status().get("status"))
