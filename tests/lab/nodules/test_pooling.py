@@ -9,17 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from natgrad.lab.comparison import Plan
 from natgrad.lab.errors import DamagedError, DataMissingError, UsageError
 from natgrad.lab.folder import Results
 from natgrad.lab.luna.bootstrap import score
 from natgrad.lab.luna.froc import Marks, cpm, froc
+from natgrad.lab.manifest import written
 from natgrad.lab.nodules.curves import FROC, TEST
 from natgrad.lab.nodules.kept_marks import keep_marks, kept_marks, pooled
 from natgrad.lab.nodules.pooling import FOLD_NAMES, POOL, PooledStudy
 from natgrad.lab.paper import Number
 from natgrad.lab.recipe import Suite, find, load
+from natgrad.lab.report.beside import beside
+from natgrad.lab.report.read import read_results
+from natgrad.lab.report.summary import summary_of
 from natgrad.lab.study import Work
 from natgrad.lab.tables import Table, study_folder
+from natgrad.lab.training import Budget
 
 SUITES = pytest.mark.parametrize("name", ["sngd-nodules-folds", "sngd-detection-folds"])
 
@@ -97,6 +103,19 @@ def test_the_table_is_of_all_folds_scored_together(work: Work) -> None:
     # not the mean of the folds' own figures
     apart = np.mean([cpm(froc(made_up(fold, 0, 1)).at()) for fold in range(10)])
     assert apart != pytest.approx(cpms[0])
+
+
+def test_numbers_of_the_full_profile_are_judged(work: Work, tmp_path: Path) -> None:
+    for fold in FOLD_NAMES:
+        Results(tmp_path / fold).update_manifest(profile={"name": "full"})
+    recipe = load(f"sngd-nodules-folds/{POOL}", "full")
+    conclude(replace(work, recipe=recipe))
+    plan = Plan(recipe, recipe.optimizers, recipe.seeds, Budget(epochs=recipe.epochs))
+    work.results.update_manifest(**written(plan, work.splits))
+    results = read_results(work.results.path)
+    rows = beside(results, summary_of(results))
+    assert len(rows) == 17
+    assert {row.verdict for row in rows} <= {"reproduced", "not reproduced"}
 
 
 def test_a_fold_that_is_not_finished_is_named(work: Work, tmp_path: Path) -> None:
