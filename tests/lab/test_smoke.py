@@ -27,6 +27,8 @@ TUNED = ("digits-mlp", "prong-conditioning")
 #: of a recipe with its report: a minute of two cores. In processor time, which waiting for a core
 #: or a disk does not lengthen
 LIMIT_S = 120.0
+#: ten comparisons with ten reports: twice as long
+TEN_FOLD = ("sngd-nodules-folds", "sngd-detection-folds")
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +59,8 @@ def test_smoke(name: str, data: Path, tmp_path: Path) -> None:
         check(recipe.profiled("smoke"), Results(folder), tuned=name in TUNED)
     shown = natgrad_command("report", out, "--paper")
     assert shown.exit_code == 0, shown.output
-    took = time.process_time() - begin
-    assert took < LIMIT_S, f"{name} took {took:.0f} s of processor time, {LIMIT_S:.0f} allowed"
+    took, allowed = time.process_time() - begin, LIMIT_S * (2 if name in TEN_FOLD else 1)
+    assert took < allowed, f"{name} took {took:.0f} s of processor time, {allowed:.0f} allowed"
 
 
 def check(recipe: Recipe, results: Results, tuned: bool) -> None:
