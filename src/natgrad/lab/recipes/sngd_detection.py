@@ -11,9 +11,11 @@ from natgrad.lab.nodules.pyramid import PyramidDetector
 from natgrad.lab.nodules.study import FROC, LOSS, POINTS, TEST, DetectionStudy
 from natgrad.lab.nodules.volumes import EMPTY_PIECES, generated_volumes, luna16_volumes
 from natgrad.lab.optimizers import Settings
+from natgrad.lab.optimizers.spaces import rates, ridged
 from natgrad.lab.paper import Cell, Claim, Number
 from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe, Suite
+from natgrad.lab.space import Range
 from natgrad.likelihood import Gaussian
 
 TABLE_2 = {
@@ -123,6 +125,11 @@ _WHOLE = Recipe(
     grids=GRIDS,
     settings=SETTINGS,
     optimizers=("sgd", "sgd_bn", "sngd"),
+    spaces={
+        "sgd": rates(1e-4, 0.1),
+        "sgd_bn": rates(1e-3, 1.0),
+        "sngd": ridged(1e-4, 0.1, Range(0.01, 30)),
+    },
     paper=(*numbers(ONE_FOLD), *AHEAD, FASTER),
     study=DetectionStudy(detection.marks_by, THINNED),
     profiles={
