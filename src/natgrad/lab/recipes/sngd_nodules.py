@@ -80,6 +80,7 @@ GRIDS: dict[str, list[Settings]] = {
 SHORT: dict[str, list[Settings]] = {
     "sgd": [{"lr": lr} for lr in (0.01, 0.03, 0.1)],
     "sngd": [{"lr": lr, "eps": 0.3} for lr in (0.01, 0.03, 0.1)],
+    AVERAGED: [{"lr": lr, "eps": 0.3, "every": 10} for lr in (0.01, 0.03, 0.1)],
 }
 SETTINGS: dict[str, Settings] = {
     "sgd": {"lr": 0.03},
