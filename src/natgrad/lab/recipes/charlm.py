@@ -47,7 +47,7 @@ RECIPE = Recipe(
     train_evaluated=1_000,
     differs="beyond the papers: where today's users look first, beside today's optimizers",
     profiles={
-        "cpu": Profile({"epochs": 0.3, "tuning_epochs": 0.06}),
+        "cpu": Profile({"epochs": 0.2, "tuning_epochs": 0.04}),
         "smoke": Profile(
             {
                 "data": KJV.first(128, 32, 32),

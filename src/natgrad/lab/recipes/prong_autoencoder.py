@@ -59,7 +59,7 @@ SMALL_GRIDS: dict[str, list[Settings]] = {  # 4 points each, around what short r
     "sgd_bn": [{"lr": lr} for lr in (2e-3, 5e-3, 0.01, 0.02)],
     "rmsprop": [{"lr": lr} for lr in (3e-5, 1e-4, 2e-4, 3e-4)],
     # the largest learning rate that trains grows with eps
-    "prong": _prong(SHORT_T, (1e-4, 0.1), (3e-4, 0.1), (1e-3, 1.0), (3e-3, 1.0)),
+    "prong": _prong(SHORT_T, (3e-3, 1.0), (0.01, 1.0), (0.01, 3.0), (0.03, 10.0)),
     "sngd": [
         {"lr": lr, "eps": eps} for lr, eps in ((1e-3, 3.0), (3e-3, 3.0), (3e-3, 10.0), (0.01, 10.0))
     ],
@@ -78,8 +78,8 @@ CURVES = replace(
             T,
             *(
                 (round(ratio * eps, 7), eps)
-                for eps in (0.03, 0.1, 1.0)
-                for ratio in (3e-4, 1e-3, 3e-3)
+                for eps in (0.1, 1.0, 10.0)
+                for ratio in (1e-3, 3e-3, 0.01)
             ),
         ),
         "sngd": [{"lr": lr, "eps": eps} for eps in (1.0, 3.0, 10.0) for lr in (1e-3, 3e-3, 0.01)],
@@ -88,7 +88,7 @@ CURVES = replace(
         "sgd": {"lr": 1e-3},
         "sgd_bn": {"lr": 3e-3},
         "rmsprop": {"lr": 1e-4},
-        "prong": {"lr": 1e-4, "eps": 0.1, "every": T},
+        "prong": {"lr": 3e-3, "eps": 1.0, "every": T},
         "sngd": {"lr": 0.01, "eps": 1.0},
     },
     optimizers=("sgd", "rmsprop", "sgd_bn", "prong", "sngd"),
@@ -221,7 +221,7 @@ SHORT_ROWS = tuple(
     _period(every, white=white) for white in (False, True) for every in SHORT_PERIODS
 )
 GRID: list[Settings] = [
-    {"lr": lr, "eps": eps} for eps, lr in ((0.1, 3e-5), (0.1, 1e-4), (1.0, 1e-3), (1.0, 3e-3))
+    {"lr": lr, "eps": eps} for eps, lr in ((0.1, 1e-4), (1.0, 1e-3), (1.0, 3e-3), (1.0, 0.01))
 ]
 
 
