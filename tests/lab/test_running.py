@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,15 @@ def test_a_budget_in_seconds_counts_steps_only(
     assert all(row["seconds"] < 0.05 for row in rows[:-1])
 
 
+@pytest.fixture
+def heeding_sigint() -> Iterator[None]:
+    """A background job inherits a SIGINT that is ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("heeding_sigint")
 def test_the_first_signal_asks_the_second_acts() -> None:
     before = signal.getsignal(signal.SIGINT)
     with Interruption() as stop:
