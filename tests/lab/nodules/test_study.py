@@ -14,25 +14,13 @@ from natgrad.lab.folder import Results, open_results
 from natgrad.lab.luna.froc import cpm
 from natgrad.lab.luna.froc import froc as curve_of
 from natgrad.lab.nodules.kept_marks import kept_marks
-from natgrad.lab.nodules.study import FROC, LOSS, TEST, DetectionStudy, crossing
+from natgrad.lab.nodules.study import FROC, LOSS, TEST, DetectionStudy
 from natgrad.lab.paper import Number
 from natgrad.lab.recipe import Recipe, load
 from natgrad.lab.running import Silent
 from natgrad.lab.study import Work
 from natgrad.lab.tables import study_folder
 from natgrad.lab.training import Budget
-
-
-def rows(*points: tuple[float, float]) -> list[dict[str, float]]:
-    return [{"epoch": epoch, "train_loss": loss} for epoch, loss in points]
-
-
-def test_the_epoch_of_a_loss_is_linear_between_evaluations() -> None:
-    curve = rows((0, 4.0), (2, 2.0), (4, 1.0))
-    assert crossing(curve, 3.0) == 1.0
-    assert crossing(curve, 1.5) == 3.0
-    assert crossing(curve, 5.0) == 0.0
-    assert crossing(curve, 0.5) is None
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +84,8 @@ def conclude(work: Work) -> None:
 def test_a_seed_that_does_not_arrive_counts_as_infinite(own: Work) -> None:
     def set_losses(name: str, seed: int, *losses: float) -> None:
         place = own.results.run(name, seed)
-        rows = [{**place.rows()[-1], "epoch": k, "train_loss": x} for k, x in enumerate(losses)]
+        last = place.rows()[-1]
+        rows = [{**last, "epoch": k, "update": k, "train_loss": x} for k, x in enumerate(losses)]
         place.set_rows(rows)
 
     for seed in own.seeds:

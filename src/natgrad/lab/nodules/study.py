@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +16,19 @@ from natgrad.lab.folder import Results, RunFolder
 from natgrad.lab.luna.froc import Marks
 from natgrad.lab.nodules.curves import CAPTION, FROC, POINTS, TEST, Judged, drawing, judged, table
 from natgrad.lab.nodules.kept_marks import keep_marks
+from natgrad.lab.report.crossing import first_crossing
+from natgrad.lab.report.read import Quantity, Run, read_run
 from natgrad.lab.report.text import deviation, display_name
 from natgrad.lab.running import Watch
 from natgrad.lab.study import Work
 from natgrad.lab.tables import Table
 from natgrad.lab.training import Training
 
-__all__ = ["FROC", "LOSS", "POINTS", "TEST", "DetectionStudy", "FrocStudy", "crossing"]
+__all__ = ["FROC", "LOSS", "POINTS", "TEST", "DetectionStudy", "FrocStudy"]
 
 LOSS = "epochs-to-loss"
 EPOCHS = "epochs"  #: the column with what a paper gives
+ENDS: tuple[Quantity, ...] = ("train_loss", "test_loss")
 
 
 @dataclass(frozen=True)
@@ -104,15 +107,13 @@ class DetectionStudy(FrocStudy):
             DamagedError: a run is finished and its weights are not there.
         """
         super().conclude(work)
-        ends = [rows[-1]["train_loss"] for rows in self._curves(work, self.reference).values()]
+        curves = {name: _over(work, name) for name in work.optimizers}
+        ends = [run.final("train_loss") for run in curves[self.reference] if run.finished]
         if not ends:
             return
         target = statistics.median(ends)
-        found = {name: self._epochs(work, name, target) for name in work.optimizers}
-        rows = [
-            _row(name, epochs, list(self._curves(work, name).values()))
-            for name, epochs in found.items()
-        ]
+        found = {name: _epochs(runs, target) for name, runs in curves.items()}
+        rows = [_row(name, list(found[name].values()), runs) for name, runs in curves.items()]
         columns = (
             "optimizer", EPOCHS, f"{EPOCHS} sd", "reached", "train loss", "test loss", "seeds",
         )  # fmt: skip
@@ -122,53 +123,34 @@ class DetectionStudy(FrocStudy):
             "diverges counted as infinite; sd where all get there. Losses are means over the last "
             "evaluations of those that finished."
         )
-        by_seed = {
-            display_name(name): {EPOCHS: {str(seed): value for seed, value in epochs.items()}}
-            for name, epochs in found.items()
-        }
+        by_seed = {display_name(name): {EPOCHS: epochs} for name, epochs in found.items()}
         work.folder.write_table(LOSS, Table(title, columns, rows, note, by_seed))
 
-    def _curves(self, work: Work, optimizer: str) -> dict[int, list[dict[str, Any]]]:
-        return {
-            seed: work.results.run(optimizer, seed).rows()
-            for seed in work.seeds
-            if _finished(work, optimizer, seed)
-        }
 
-    def _epochs(self, work: Work, optimizer: str, target: float) -> dict[int, float]:
-        """Epochs to a loss, of every seed whose run is over; infinite where it never gets there."""
-        curves = self._curves(work, optimizer)
-        found = {}
-        for seed in work.seeds:
-            if _status(work, optimizer, seed) in ("finished", "diverged"):
-                place = crossing(curves.get(seed, ()), target)
-                found[seed] = math.inf if place is None else place
-        return found
+def _over(work: Work, optimizer: str) -> list[Run]:
+    """The runs of an optimizer that came to their end, finished or diverged."""
+    runs = (read_run(optimizer, work.results.run(optimizer, seed).path) for seed in work.seeds)
+    return [run for run in runs if run.status in ("finished", "diverged")]
 
 
-def crossing(rows: Sequence[Mapping[str, Any]], target: float) -> float | None:
-    """The epoch at which the training loss first is at ``target``, linear between evaluations."""
-    before: Mapping[str, Any] | None = None
-    for row in rows:
-        loss = row["train_loss"]
-        if loss <= target:
-            if before is None or before["train_loss"] == loss:
-                return float(row["epoch"])
-            share = (before["train_loss"] - target) / (before["train_loss"] - loss)
-            return float(before["epoch"] + share * (row["epoch"] - before["epoch"]))
-        before = row
-    return None
+def _epochs(runs: Sequence[Run], target: float) -> dict[str, float]:
+    """Epochs to a training loss, by seed; infinite where a run never gets there or diverged."""
+    return {
+        run.label.removeprefix("seed"): (
+            first_crossing(run.rows, target, "epochs", "train_loss") if run.finished else math.inf
+        )
+        for run in runs
+    }
 
 
-def _row(
-    optimizer: str, epochs: Mapping[int, float], finished: Sequence[Sequence[Mapping[str, Any]]]
-) -> list[Any]:
+def _row(optimizer: str, epochs: Sequence[float], runs: Sequence[Run]) -> list[Any]:
     """A row of the table of epochs: a seed that never gets there counts as infinite."""
-    reached = [place for place in epochs.values() if math.isfinite(place)]
-    middle = statistics.median(epochs.values()) if epochs else math.inf
+    reached = [place for place in epochs if math.isfinite(place)]
+    middle = statistics.median(epochs) if epochs else math.inf
+    finished = [run for run in runs if run.finished]
     ends = [
-        statistics.fmean(rows[-1][key] for rows in finished) if finished else None
-        for key in ("train_loss", "test_loss")
+        statistics.fmean(run.final(quantity) for run in finished) if finished else None
+        for quantity in ENDS
     ]
     return [
         display_name(optimizer),

@@ -55,19 +55,27 @@ AHEAD = Claim(
     Cell(FROC, "SNGD, CPM", TEST), Cell(FROC, "SGD, CPM", TEST),
 )  # fmt: skip
 
+AVERAGED = "sngd[average=1]"
+AVERAGED_AHEAD = replace(
+    AHEAD,
+    what="SNGD's CPM is higher than SGD's with statistics averaged over batches: not in the paper",
+    better=Cell(FROC, "SNGD, average 1, CPM", TEST),
+)
 AREA_AHEAD = Claim(
     "SNGD classifies candidates better than SGD (AUC in place of CPM)", "Table 1", LUNA16,
     Final("sngd"), Final("sgd"),
 )  # fmt: skip
-
-AVERAGED_AHEAD = (
-    "SNGD with statistics averaged over batches classifies candidates better than SGD: not "
-    "in the paper"
+AVERAGED_AREA_AHEAD = replace(
+    AREA_AHEAD,
+    what=(
+        "SNGD with statistics averaged over batches classifies candidates better than SGD: not "
+        "in the paper"
+    ),
+    better=Final(AVERAGED),
 )
 
 OURS = f"training on {NEGATIVES:g} candidates without a nodule for one with"
 
-AVERAGED = "sngd[average=1]"
 #: 6 points each
 GRIDS: dict[str, list[Settings]] = {
     "sgd": [{"lr": lr} for lr in (3e-3, 0.01, 0.03, 0.1, 0.2, 0.3)],
@@ -180,7 +188,8 @@ GENERATED = replace(
     name="generated",
     title="SNGD beside SGD, multi-level contextual 3D ConvNets on generated nodules and vessels",
     data=generated(200, 50, 200),
-    paper=(*numbers(), AHEAD),
+    optimizers=("sgd", "sngd", AVERAGED),
+    paper=(*numbers(), AHEAD, AVERAGED_AHEAD),
     study=FrocStudy(judging.marks_by),
     network=partial(MultiLevel, grey=PAINTED),
     profiles={
@@ -223,7 +232,7 @@ PLANAR = replace(
     study=None,
     train_evaluated=1_500,
     optimizers=("sgd", "sngd", AVERAGED),
-    paper=(AREA_AHEAD, replace(AREA_AHEAD, what=AVERAGED_AHEAD, better=Final(AVERAGED))),
+    paper=(AREA_AHEAD, AVERAGED_AREA_AHEAD),
     profiles={
         "smoke": Profile(
             {

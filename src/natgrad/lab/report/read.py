@@ -195,13 +195,13 @@ def _runs(optimizer: str, folder: Path | None) -> tuple[Run, ...]:
         return ()
     names = _named_folders(folder)
     order = sorted(names, key=lambda name: (_trailing_number(name), name))
-    return tuple(_run(optimizer, names[name]) for name in order)
+    return tuple(read_run(optimizer, names[name]) for name in order)
 
 
 def _tuning(folder: Path) -> dict[str, dict[int, Run]]:
     return {
         optimizer: {
-            int(name): _run(optimizer, path)
+            int(name): read_run(optimizer, path)
             for name, path in _named_folders(group).items()
             if name.isdigit()
         }
@@ -214,7 +214,13 @@ def _trailing_number(name: str) -> int:
     return int(digits) if digits else -1
 
 
-def _run(optimizer: str, folder: Path) -> Run:
+def read_run(optimizer: str, folder: Path) -> Run:
+    """Read one run: its evaluations so far, and how it ended.
+
+    Args:
+        optimizer: Its name.
+        folder: The run's own.
+    """
     records = RunFolder(folder).rows()
     # a resumed run may evaluate again where it stopped: the later row stands
     rows = {row.updates: row for row in map(_row, records)}
