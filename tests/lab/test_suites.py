@@ -64,6 +64,7 @@ def test_all_variants_with_one_command_one_report_on_top(made_up: str, tmp_path:
     assert 'href="studied/report.html"' in page
     assert "plain: test accuracy [%]" in page
     assert "l2 helps" in page
+    assert "<td>as plain</td>" in page  # what the profile changes is said once
     shown = natgrad_command("report", out, "--paper")
     assert "other data" in shown.output
     assert "Table 9" in shown.output

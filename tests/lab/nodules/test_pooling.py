@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from natgrad.lab.nodules.kept_marks import keep_marks, kept_marks, pooled
 from natgrad.lab.nodules.pooling import FOLD_NAMES, POOL, PooledStudy
 from natgrad.lab.paper import Number
 from natgrad.lab.recipe import Suite, find, load
+from natgrad.lab.report import write_report
 from natgrad.lab.report.beside import beside
 from natgrad.lab.report.read import read_results
 from natgrad.lab.report.summary import summary_of
@@ -116,6 +118,11 @@ def test_numbers_of_the_full_profile_are_judged(work: Work, tmp_path: Path) -> N
     rows = beside(results, summary_of(results))
     assert len(rows) == 17
     assert {row.verdict for row in rows} <= {"reproduced", "not reproduced"}
+    page = write_report(work.results.path).read_text()
+    assert "each subset is the test set of one fold" in page
+    for of_training in ("Budget per run", "Examples", "Settings of the runs", "Tuning"):
+        assert of_training not in page
+    assert re.search(r'<img src="data:image/png;base64,[^"]*" width="\d{3}"', page)
 
 
 def test_a_fold_that_is_not_finished_is_named(work: Work, tmp_path: Path) -> None:

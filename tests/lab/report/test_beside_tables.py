@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from matplotlib.colors import same_color
 
-from natgrad.lab.report.beside import Beside
-from natgrad.lab.report.beside_tables import FAR, figure
+from natgrad.lab.report.beside import Beside, as_table, notes
+from natgrad.lab.report.beside_tables import FAR, figure, terminal
 from natgrad.lab.report.style import COLOURS
 
 COMPARED = Beside(
@@ -65,3 +65,22 @@ def test_the_true_name_of_our_data_stands_beside_the_papers() -> None:
     assert made is not None
     ticks = [tick.get_text() for tick in made.axes[0].get_yticklabels()]
     assert ticks == ["SGD, test accuracy\nFig. 3, MNIST", f"SGD, test accuracy\n{said}"]
+
+
+def test_data_are_said_once_above_the_rows_that_are_of_them() -> None:
+    rows = [COMPARED, COMPARED, ELSEWHERE]
+    headings, blocks = as_table(rows)
+    assert "data" not in headings
+    assert [block.data for block in blocks] == [COMPARED.data, ELSEWHERE.data]
+    assert [len(block.cells) for block in blocks] == [2, 1]
+    assert all(len(cells) == len(headings) for block in blocks for cells in block.cells)
+    assert not any(note.startswith("Data") for note in notes(rows))
+    assert terminal(rows).row_count == 3 + 2
+
+
+def test_data_that_all_rows_are_of_are_said_below() -> None:
+    for rows in ([ELSEWHERE], [ELSEWHERE, ELSEWHERE]):
+        headings, blocks = as_table(rows)
+        assert "data" not in headings
+        assert [block.data for block in blocks] == [""]
+        assert f"Data: {ELSEWHERE.data}." in notes(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,11 +69,34 @@ HEADINGS = ("what", "where", "paper", "ours", "difference", "seeds", "data", "ve
 ONCE = ("where", "seeds", "data")  #: columns that are said once where all rows agree
 
 
-def as_table(rows: Sequence[Beside]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The columns of a table, without those of which `notes` says it once, and its cells."""
-    common = _common(rows)
-    shown = tuple(heading for heading in HEADINGS if heading not in common)
-    return shown, [tuple(getattr(row, key) or NOTHING for key in shown) for row in rows]
+@dataclass(frozen=True)
+class Block:
+    """Rows of a table that are of the same data.
+
+    Attributes:
+        data: The paper's and ours; empty where all rows are of the same.
+        rows: In order.
+        cells: Of each row, as it is written.
+    """
+
+    data: str
+    rows: list[Beside]
+    cells: list[tuple[str, ...]]
+
+
+def as_table(rows: Sequence[Beside]) -> tuple[tuple[str, ...], list[Block]]:
+    """The columns of a table, without those of which `notes` says it once, and its blocks."""
+    left_out = {*_common(rows), "data"}
+    shown = tuple(heading for heading in HEADINGS if heading not in left_out)
+    groups = [list(group) for _, group in itertools.groupby(rows, lambda row: row.data)]
+    return shown, [
+        Block(
+            group[0].data if len(groups) > 1 else "",
+            group,
+            [tuple(getattr(row, key) or NOTHING for key in shown) for row in group],
+        )
+        for group in groups
+    ]
 
 
 def notes(rows: Sequence[Beside]) -> tuple[str, ...]:
@@ -81,10 +105,9 @@ def notes(rows: Sequence[Beside]) -> tuple[str, ...]:
 
 
 def _common(rows: Sequence[Beside]) -> dict[str, str]:
-    if len(rows) < 2:
-        return {}
     values = {heading: {getattr(row, heading) for row in rows} for heading in ONCE}
-    return {heading: found.pop() for heading, found in values.items() if len(found) == 1}
+    once = {heading: found.pop() for heading, found in values.items() if len(found) == 1}
+    return once if len(rows) > 1 else {key: once[key] for key in once if key == "data"}
 
 
 def beside(results: Results, summary: Summary) -> list[Beside]:

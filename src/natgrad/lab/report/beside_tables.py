@@ -52,14 +52,18 @@ def terminal(rows: Sequence[Beside]) -> Table:
         padding=0,
         show_edge=False,
     )
-    headings, cells = as_table(rows)
+    headings, blocks = as_table(rows)
     assert headings[-2:] == ("verdict", "why")
     for heading in headings[:-1]:
         numeric = heading in ("paper", "ours", "difference", "seeds")
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-    for row, shown in zip(rows, cells, strict=True):
-        note = f" {escape(f'[{reasons.index(row.why) + 1}]')}" if row.why else ""
-        table.add_row(*map(escape, shown[:-2]), MARKS[row.verdict] + note)
+    for block in blocks:
+        if block.data:
+            table.add_section()
+            table.add_row(f"[italic]{escape(block.data)}[/italic]")
+        for row, shown in zip(block.rows, block.cells, strict=True):
+            note = f" {escape(f'[{reasons.index(row.why) + 1}]')}" if row.why else ""
+            table.add_row(*map(escape, shown[:-2]), MARKS[row.verdict] + note)
     return table
 
 

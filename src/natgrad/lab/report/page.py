@@ -39,7 +39,7 @@ def page(results: Results, summary: Summary, paper: Sequence[Beside], folder: Pa
         A page that needs nothing beside it: styles and figures are inside.
     """
     recipe = {**dict.fromkeys(("name", "source")), **results.part("recipe")}
-    headings, cells = as_table(paper)
+    headings, blocks = as_table(paper)
     return (
         environment()
         .get_template("page.html.j2")
@@ -64,7 +64,7 @@ def page(results: Results, summary: Summary, paper: Sequence[Beside], folder: Pa
             studies=list(results.tables.values()),
             pictures=pictures(results.figures, folder),
             headings=headings,
-            paper=list(zip(paper, cells, strict=True)),
+            paper=blocks,
             rules=notes(paper),
             provenance=provenance(results),
             command="\n".join(commands(results)),
@@ -126,11 +126,12 @@ def settings(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
-    """Return what was trained on what, for how long."""
+    """Return what was trained on what, for how long; of what only pools, nothing of training."""
     recipe, data = results.part("recipe"), results.part("data")
+    trained = bool(results.optimizers)  # or pooled: of what others trained
     found = {
         "Data": ", ".join(str(data[key]) for key in ("name", "source") if data.get(key)),
-        "Examples": _examples(data),
+        "Examples": _examples(data) if trained else "",
         "Split": data.get("split"),
         "Network": recipe.get("network"),
         "Parameters": recipe.get("parameters"),
@@ -140,9 +141,9 @@ def facts(results: Results) -> list[tuple[str, str]]:
         "Learning rate": _schedule(recipe.get("schedule")),
         "Augmentation": recipe.get("augmentation"),
         "Profile": results.part("profile").get("name"),
-        "Budget per run": _budget(results.part("budget")),
-        "Budget per tuning run": _budget(results.part("tuning_budget")),
-        "Seeds": ", ".join(map(str, results.seeds)),
+        "Budget per run": _budget(results.part("budget")) if trained else "",
+        "Budget per tuning run": _budget(results.part("tuning_budget")) if trained else "",
+        "Seeds": ", ".join(map(str, results.seeds)) if trained else "",
         "Device": _device(results.part("compute")),
         "Fetching batches": fetching(results),
     }

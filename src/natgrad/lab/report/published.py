@@ -78,7 +78,12 @@ def _sections(
 
 
 def _settings(results: Results) -> Iterable[str]:
-    """The settings that were chosen, out of what, and which of them lie at an end of that."""
+    """The settings that were chosen, out of what, and which of them lie at an end of that.
+
+    Nothing of results that train nothing.
+    """
+    if not results.runs:
+        return
     yield "## Settings"
     rule = without_paths(str(results.manifest.get("tuning_rule") or ""))
     if rule:
@@ -105,7 +110,11 @@ def paper_sections(rows: Sequence[Beside], source: str) -> Iterable[str]:
     if not rows:
         return
     yield f"## Beside the paper ({source})"
-    yield markdown_table(*as_table(rows))
+    headings, blocks = as_table(rows)
+    for block in blocks:
+        if block.data:
+            yield f"**{block.data}**"
+        yield markdown_table(headings, block.cells)
     if any(row.drawn for row in rows):
         yield (
             "![The paper's numbers and ours, one standard deviation to each side; ours are hollow "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from natgrad.lab.report.style import DPI
 from natgrad.lab.report.text import NOTHING, significant
 
 if TYPE_CHECKING:
@@ -15,13 +16,23 @@ if TYPE_CHECKING:
 
     from natgrad.lab.tables import Table
 
+CSS_DPI = 96
+ENLARGED = 1.35  #: on a page, beside text of 15 pixels
+
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of a study inside a page."""
+    """A figure of a study inside a page.
+
+    Attributes:
+        source: Of the image.
+        caption: Below it.
+        width: In the page, in CSS pixels: what is printed in one size is read in one size.
+    """
 
     source: str
     caption: str
+    width: int
 
 
 def written(value: Any) -> str:
@@ -67,6 +78,8 @@ def pictures(figures: Mapping[str, str], folder: Path) -> list[Picture]:
     for name, caption in figures.items():
         path = folder / "study" / f"{name}.png"
         if path.is_file():
-            data = base64.b64encode(path.read_bytes()).decode("ascii")
-            found.append(Picture(f"data:image/png;base64,{data}", caption))
+            image = path.read_bytes()
+            width = round(ENLARGED * CSS_DPI / DPI * int.from_bytes(image[16:20], "big"))
+            data = base64.b64encode(image).decode("ascii")
+            found.append(Picture(f"data:image/png;base64,{data}", caption, width))
     return found

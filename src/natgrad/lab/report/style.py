@@ -23,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 INK = "#1f2328"
 GRID = "#d8dde3"
+DPI = 200  #: of PNG files
 # Okabe and Ito (2008) without the yellow, which no white page carries
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h", "d")
@@ -119,7 +120,7 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
         metadata = {"CreationDate": None} if kind == "pdf" else {}
         files.append(path.parent / f"{path.name}.{kind}")
         with styled():
-            figure.savefig(files[-1], dpi=200, metadata=metadata)
+            figure.savefig(files[-1], dpi=DPI, metadata=metadata)
         figure.set_layout_engine("none")  # it is laid out: both files alike, and in half the time
     return files
 

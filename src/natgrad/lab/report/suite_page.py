@@ -18,7 +18,7 @@ from natgrad.lab.report.text import markdown_table, without_paths
 
 def suite_page(written: WrittenSuite) -> str:
     """Return the page on top as HTML; the variants' pages lie beside it in their folders."""
-    headings, cells = as_table(written.rows)
+    headings, blocks = as_table(written.rows)
     return (
         environment()
         .get_template("suite.html.j2")
@@ -29,7 +29,7 @@ def suite_page(written: WrittenSuite) -> str:
             variants=_variants(written),
             table=written.table,
             headings=headings,
-            paper=list(zip(written.rows, cells, strict=True)),
+            paper=blocks,
             rules=notes(written.rows),
         )
     )
@@ -59,15 +59,20 @@ def publish_suite(folder: Path, out: Path) -> Path:
 
 
 def _variants(written: WrittenSuite) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "title": each.summary.title,
-            "data": str(each.results.part("data").get("name")),
-            "profile": _profile(each.results),
-        }
-        for name, each in written.variants.items()
-    ]
+    rows: list[dict[str, Any]] = []
+    first: dict[str, str] = {}  # variant that has a profile, in words
+    for name, each in written.variants.items():
+        profile = _profile(each.results)
+        known = first.setdefault(profile, name)
+        rows.append(
+            {
+                "name": name,
+                "title": each.summary.title,
+                "data": str(each.results.part("data").get("name")),
+                "profile": profile if known == name else f"as {known}",
+            }
+        )
+    return rows
 
 
 def _profile(results: Results) -> str:
