@@ -149,6 +149,7 @@ def test_budgets() -> None:
     assert Budget(seconds=4).share(0.5) == Budget(seconds=2)
     assert Budget(epochs=4).share(0.5) == Budget(epochs=2)
     assert (str(Budget(epochs=4)), str(Budget(seconds=2.5))) == ("4 epochs", "2.5 seconds")
+    assert str(Budget(epochs=1)) == "1 epoch"
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon", "kfac"])

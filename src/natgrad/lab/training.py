@@ -56,7 +56,8 @@ class Budget:
         return Budget(seconds=(self.seconds or 0.0) * fraction)
 
     def __str__(self) -> str:
-        return f"{self.epochs:g} epochs" if self.epochs else f"{self.seconds:g} seconds"
+        count, unit = (self.epochs, "epoch") if self.epochs else (self.seconds, "second")
+        return f"{count:g} {unit}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True)

@@ -183,8 +183,12 @@ def _examples(data: Mapping[str, Any]) -> str:
 
 
 def _budget(budget: Mapping[str, Any]) -> str:
-    units = {"epochs": "epochs", "seconds": "seconds of training steps"}
-    return " or ".join(f"{budget[key]:g} {unit}" for key, unit in units.items() if budget.get(key))
+    units = {"epochs": "epoch{}", "seconds": "second{} of training steps"}
+    return " or ".join(
+        f"{budget[key]:g} {unit.format('' if budget[key] == 1 else 's')}"
+        for key, unit in units.items()
+        if budget.get(key)
+    )
 
 
 def provenance(results: Results) -> list[tuple[str, str]]:
