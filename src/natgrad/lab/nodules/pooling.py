@@ -26,7 +26,7 @@ from natgrad.lab.running import Watch
 from natgrad.lab.study import Work
 from natgrad.lab.tables import study_folder
 
-__all__ = ["FOLD_NAMES", "POOL", "PooledStudy", "by_folds", "ten_fold"]
+__all__ = ["FOLD_NAMES", "POOL", "PooledStudy", "by_folds", "of_fold", "ten_fold"]
 
 #: the variants of a suite that are the folds, and the one that pools them
 FOLD_NAMES = tuple(f"fold{k}" for k in range(FOLDS))
@@ -43,6 +43,27 @@ def ten_fold(name: str) -> DataSet:
 def _nothing(folder: Path | None) -> Splits:
     none = Pair(torch.empty(0), torch.empty(0))
     return Splits(none, none, none, "the results of the ten folds beside these")
+
+
+def of_fold(
+    recipe: Recipe,
+    fold: int,
+    data: Callable[[int, int | None], DataSet],
+    scans: Mapping[str, int],
+) -> Recipe:
+    """An experiment with a given subset as test set, in every profile.
+
+    Args:
+        recipe: the experiment.
+        fold: the subset.
+        data: LUNA16 with a subset as test set, and with so many scans of each.
+        scans: of each subset in a smaller profile, by its name.
+    """
+    profiles = {
+        name: replace(each, changes={**each.changes, "data": data(fold, scans[name])})
+        for name, each in recipe.profiles.items()
+    }
+    return replace(recipe, data=data(fold, None), profiles=profiles)
 
 
 def by_folds(

@@ -7,6 +7,7 @@ from functools import partial
 
 from natgrad.lab.nodules import detection
 from natgrad.lab.nodules.phantom import Style
+from natgrad.lab.nodules.pooling import of_fold
 from natgrad.lab.nodules.pyramid import PyramidDetector
 from natgrad.lab.nodules.study import FROC, LOSS, POINTS, TEST, DetectionStudy
 from natgrad.lab.nodules.volumes import EMPTY_PIECES, generated_volumes, luna16_volumes
@@ -164,14 +165,7 @@ SCANS = {"smoke": 1, "cpu": 1}
 
 def whole(fold: int = 9) -> Recipe:
     """The experiment on LUNA16, with a subset for the test set."""
-    return replace(
-        _WHOLE,
-        data=luna16_volumes(fold),
-        profiles={
-            name: replace(each, changes={**each.changes, "data": luna16_volumes(fold, SCANS[name])})
-            for name, each in _WHOLE.profiles.items()
-        },
-    )
+    return of_fold(_WHOLE, fold, luna16_volumes, SCANS)
 
 
 GENERATED = replace(

@@ -8,6 +8,7 @@ from functools import partial
 from natgrad.lab.nodules import judging
 from natgrad.lab.nodules.candidates import NEGATIVES, generated, luna16, patches
 from natgrad.lab.nodules.contextual import MultiLevel, planar
+from natgrad.lab.nodules.pooling import of_fold
 from natgrad.lab.nodules.study import FROC, POINTS, TEST, FrocStudy
 from natgrad.lab.optimizers import Settings
 from natgrad.lab.optimizers.spaces import rates, ridged
@@ -173,14 +174,7 @@ SCANS = {"smoke": 1, "cpu": 4}
 
 def whole(fold: int = 9) -> Recipe:
     """The experiment on LUNA16, with a subset for the test set."""
-    return replace(
-        _WHOLE,
-        data=luna16(fold),
-        profiles={
-            name: replace(each, changes={**each.changes, "data": luna16(fold, SCANS[name])})
-            for name, each in _WHOLE.profiles.items()
-        },
-    )
+    return of_fold(_WHOLE, fold, luna16, SCANS)
 
 
 GENERATED = replace(
