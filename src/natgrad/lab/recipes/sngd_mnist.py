@@ -26,24 +26,24 @@ RECIPE = replace(
         "sgd_bn": [{"lr": lr} for lr in RATES],
         "prong": [
             {"lr": lr, "eps": eps, "every": 1000}
-            for eps in (0.1, 0.3, 1.0)
-            for lr in (0.01, 0.03, 0.1)
+            for eps in (0.3, 1.0, 3.0)
+            for lr in (0.03, 0.1, 0.3)
         ],
         "prong_diagonal": [{"lr": lr, "eps": 0.01, "every": 1000} for lr in RATES],
-        "sngd": [{"lr": lr, "eps": eps} for eps in (1.0, 3.0, 10.0) for lr in (0.01, 0.03, 0.1)],
+        "sngd": [{"lr": lr, "eps": eps} for eps in (3.0, 10.0, 30.0) for lr in (0.003, 0.01, 0.03)],
         AVERAGED: [
             {"lr": lr, "eps": eps, "every": EVERY, "method": "eigh"}
-            for eps in (0.3, 1.0, 3.0)
-            for lr in (0.003, 0.01, 0.03)
+            for eps in (1.0, 3.0, 10.0)
+            for lr in (0.001, 0.003, 0.01)
         ],
     },
     settings={
         "sgd": {"lr": 0.05},
         "sgd_bn": {"lr": 0.05},
-        "prong": {"lr": 0.03, "eps": 0.1, "every": 1000},
+        "prong": {"lr": 0.1, "eps": 1.0, "every": 1000},
         "prong_diagonal": {"lr": 0.03, "eps": 0.01, "every": 1000},
-        "sngd": {"lr": 0.03, "eps": 3.0},
-        AVERAGED: {"lr": 0.01, "eps": 3.0, "every": EVERY, "method": "eigh"},
+        "sngd": {"lr": 0.01, "eps": 10.0},
+        AVERAGED: {"lr": 0.003, "eps": 3.0, "every": EVERY, "method": "eigh"},
     },
     optimizers=("sgd", "sgd_bn", "prong", "sngd", AVERAGED),
     spaces={
@@ -51,7 +51,7 @@ RECIPE = replace(
         "sgd_bn": rates(1e-3, 3.0),
         "prong": ridged(1e-3, 0.5, Range(0.01, 10)),
         "prong_diagonal": ridged(1e-3, 0.5, Range(1e-3, 10)),
-        **dict.fromkeys(("sngd", AVERAGED), ridged(1e-3, 0.5, Range(0.03, 30))),
+        **dict.fromkeys(("sngd", AVERAGED), ridged(3e-4, 0.5, Range(0.03, 100))),
     },
     paper=(
         Number(

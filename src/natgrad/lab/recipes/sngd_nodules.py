@@ -85,11 +85,12 @@ GRIDS: dict[str, list[Settings]] = {
         {"lr": lr, "eps": eps, "every": 10} for eps in (0.3, 3.0) for lr in (3e-3, 0.01, 0.03)
     ],
 }
-#: 3 points each
+#: 4 points each
+_RATES = (3e-3, 0.01, 0.03, 0.1)
 SHORT: dict[str, list[Settings]] = {
-    "sgd": [{"lr": lr} for lr in (0.01, 0.03, 0.1)],
-    "sngd": [{"lr": lr, "eps": 0.3} for lr in (0.01, 0.03, 0.1)],
-    AVERAGED: [{"lr": lr, "eps": 0.3, "every": 10} for lr in (0.01, 0.03, 0.1)],
+    "sgd": [{"lr": lr} for lr in _RATES],
+    "sngd": [{"lr": lr, "eps": 0.3} for lr in _RATES],
+    AVERAGED: [{"lr": lr, "eps": 0.3, "every": 10} for lr in _RATES],
 }
 SETTINGS: dict[str, Settings] = {
     "sgd": {"lr": 0.03},
