@@ -120,4 +120,4 @@ def test_two_cores_get_a_network_and_a_budget_that_they_can_carry(name: str) -> 
     assert sizes[1] < sizes[0] / 3
     assert cpu.profile.differs
     assert not cpu.profile.comparable
-    assert statistics.fmean(map(len, cpu.grids.values())) == 4
+    assert statistics.fmean(map(len, cpu.grids.values())) == 3
