@@ -164,7 +164,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Claim:
-    """An ordering that the paper claims: it can hold on other data and at a smaller size too.
+    """An ordering: it can hold on other data and at a smaller size than the paper's too.
 
     Attributes:
         what: in the paper's sense: ``"TEKFAC is more accurate than EKFAC"``.
@@ -174,6 +174,8 @@ class Claim:
         worse: of the other one.
         wants: ``"higher"`` or ``"lower"`` is ahead.
         explanation: our best one, should it not hold.
+        own: true where the paper does not claim it and we ask; shown apart and not counted among
+            what is reproduced.
     """
 
     what: str
@@ -183,6 +185,7 @@ class Claim:
     worse: Reading
     wants: Literal["higher", "lower"] = "higher"
     explanation: str = ""
+    own: bool = False
 
 
 def record(stated: Number | Claim) -> dict[str, Any]:

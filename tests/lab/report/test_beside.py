@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from natgrad.lab.paper import Bound, Claim, Final, Number, Reached, StepTime, record
-from natgrad.lab.report.beside import Beside, beside, claimed, notes
+from natgrad.lab.recipe import load
+from natgrad.lab.report.beside import BEYOND, Beside, as_table, beside, claimed, notes, stated
 from natgrad.lab.report.beside_tables import figure, terminal
 from natgrad.lab.report.ours import Ours
 from natgrad.lab.report.read import read_results
+from natgrad.lab.report.single import show_paper
 from natgrad.lab.report.summary import summary_of
 
 from .conftest import MANIFEST, row, write_manifest, write_run
@@ -28,7 +32,7 @@ SPEEDS = {"sgd": 1.0, "sngd": 3.0}
 def judged(
     folder: Path, *stated: Number | Claim, profile: Any = FULL, seeds: int = 3
 ) -> list[Beside]:
-    recipe = {**MANIFEST["recipe"], "paper": [record(entry) for entry in stated]}
+    recipe = {**MANIFEST["recipe"], "name": "made-up", "paper": [record(entry) for entry in stated]}
     write_manifest(folder, recipe=recipe, profile=profile, optimizers=list(ENDS))
     for name, values in ENDS.items():
         for seed, value in enumerate(values[:seeds]):
@@ -259,6 +263,31 @@ def test_a_seed_that_diverged_is_behind_all_others(
     assert row.why.startswith(why)
     if 0 < worse.count(None) < len(worse):
         assert row.ours.endswith(", 1 of 3 diverged")
+
+
+def test_what_we_ask_stands_apart_and_is_not_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = replace(claim(Final("sngd"), Final("sgd")), what="ours", own=True)
+    lost = replace(asked, better=Final("sgd"), worse=Final("sngd"))
+    rows = judged(tmp_path, asked, lost, claim(Final("sngd"), Final("sgd")))
+    assert [row.verdict for row in rows] == ["reproduced", "holds", "does not hold"]
+    assert [row.paper for row in rows] == ["claim: higher", "ours: higher", "ours: higher"]
+    _, blocks = as_table(rows)
+    assert [block.title for block in blocks] == ["", BEYOND]
+    show_paper(rows, Console(), paper=False)
+    assert "1 reproduced (" in capsys.readouterr().out
+
+
+def test_what_the_paper_states_is_read_from_the_recipe_of_today(tmp_path: Path) -> None:
+    then = [record(number(1.0))]
+    today = [record(each) for each in load("sngd-mnist", "cpu").paper]
+    for name, expected in (("sngd-mnist", today), ("of another version", then)):
+        folder = tmp_path / name
+        recipe = {**MANIFEST["recipe"], "name": name, "paper": then}
+        write_manifest(folder, recipe=recipe, profile=SMALL)
+        write_run(folder / "runs" / "sgd" / "seed0", [row(0, 0, 0.0), row(1, 10, 1.0)])
+        assert stated(read_results(folder)) == expected
 
 
 def test_the_table_and_the_figure(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_data_are_said_once_above_the_rows_that_are_of_them() -> None:
     rows = [COMPARED, COMPARED, ELSEWHERE]
     headings, blocks = as_table(rows)
     assert "data" not in headings
-    assert [block.data for block in blocks] == [COMPARED.data, ELSEWHERE.data]
+    assert [block.title for block in blocks] == [COMPARED.data, ELSEWHERE.data]
     assert [len(block.cells) for block in blocks] == [2, 1]
     assert all(len(cells) == len(headings) for block in blocks for cells in block.cells)
     assert not any(note.startswith("Data") for note in notes(rows))
@@ -82,5 +82,5 @@ def test_data_that_all_rows_are_of_are_said_below() -> None:
     for rows in ([ELSEWHERE], [ELSEWHERE, ELSEWHERE]):
         headings, blocks = as_table(rows)
         assert "data" not in headings
-        assert [block.data for block in blocks] == [""]
+        assert [block.title for block in blocks] == [""]
         assert f"Data: {ELSEWHERE.data}." in notes(rows)

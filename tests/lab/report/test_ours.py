@@ -43,7 +43,7 @@ def reached(folder: Path, **curves: Any) -> None:
 
 
 def judged(folder: Path, *stated: Number | Claim) -> list[Beside]:
-    recipe = {**MANIFEST["recipe"], "paper": [record(entry) for entry in stated]}
+    recipe = {**MANIFEST["recipe"], "name": "made-up", "paper": [record(entry) for entry in stated]}
     names = [path.name for path in sorted((folder / "runs").iterdir())]
     write_manifest(folder, optimizers=names, profile=FULL, recipe=recipe)
     results = read_results(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from natgrad import PRONG, Categorical, fisher, whiten
+from natgrad.lab.conditioning import read_conditioning
 from natgrad.lab.data import Splits
 from natgrad.lab.folder import Results, read_rows
 from natgrad.lab.optimizers import Task, build
@@ -101,6 +103,18 @@ def test_conditioning(small: Recipe, digits: Splits, tmp_path: Path) -> None:
     assert table.cell("SGD", "seeds") == 2
     losses = [row[2] for row in table.rows]
     assert max(losses) - min(losses) < 1.5
+    first = found.table("first-whitening")
+    assert first is not None
+    assert [row[0] for row in first.rows] == ["layer 2", "mean"]
+    assert first.cell("mean", "seeds") == 2
+    start = {
+        (row["optimizer"], row["seed"]): row["condition"]
+        for row in read_conditioning(tmp_path)
+        if row["layer"] == "2" and row["update"] == 0
+    }
+    shares = [start["prong", seed] / start["sgd", seed] for seed in (0, 1)]
+    mean = math.sqrt(shares[0] * shares[1])
+    assert first.cell("mean", "reduction [%]") == pytest.approx(100 * (1 - mean))
     assert set(found.figures()) == {"fisher", "conditioning"}
     assert (found.path / "fisher.pdf").stat().st_size > 1000
 

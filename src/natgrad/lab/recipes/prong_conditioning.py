@@ -12,11 +12,12 @@ from natgrad.lab.paper import Bound, Cell, Claim
 from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe
 from natgrad.lab.space import Range
-from natgrad.lab.studies.conditioning import LOG, FisherBeforeAndAfter
+from natgrad.lab.studies.conditioning import FIRST_WHITENING, LOG, FisherBeforeAndAfter
 from natgrad.likelihood import Categorical
 
 STUDY = FisherBeforeAndAfter(layers=("2", "4"))
 REDUCTION = partial(Cell, "conditioning", column="reduction [%]")
+FIRST = partial(Cell, FIRST_WHITENING)
 CONDITION = partial(Cell, "conditioning", column=LOG)
 
 RECIPE = Recipe(
@@ -70,6 +71,14 @@ RECIPE = Recipe(
         Claim(
             "PRONG is better conditioned than RMSprop", "Fig. 2c", "MNIST, 10x10",
             CONDITION("PRONG"), CONDITION("RMSprop"), wants="lower",
+        ),
+        Claim(
+            "the first whitening alone reduces the condition number by more than 95 %",
+            "Fig. 2b", "MNIST, 10x10", FIRST("mean", column="reduction [%]"), Bound(95.0), own=True,
+        ),
+        Claim(
+            "SGD alone, without whitening, reduces it by more than 95 %",
+            "Fig. 2c", "MNIST, 10x10", REDUCTION("SGD"), Bound(95.0), own=True,
         ),
     ),
     profiles={

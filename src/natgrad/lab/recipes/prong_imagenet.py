@@ -15,7 +15,7 @@ from natgrad.lab.inception import GOOGLENET, inception
 from natgrad.lab.metrics import ACCURACY
 from natgrad.lab.optimizers import Settings
 from natgrad.lab.optimizers.spaces import rates, ridged
-from natgrad.lab.paper import At, Claim, Final, Number
+from natgrad.lab.paper import At, Claim, Final, Number, Reached
 from natgrad.lab.profile import Profile
 from natgrad.lab.recipe import Recipe, Suite
 from natgrad.lab.space import Range
@@ -84,6 +84,10 @@ NUMBERS = (
     ),
 )  # fmt: skip
 CLAIMS = (
+    Claim(
+        "PRONG+ needs fewer updates than BatchNorm", "Fig. 4c", PAPERS,
+        Reached(PLUS), Reached("sgd_bn"), "lower",
+    ),
     Claim("PRONG+ is more accurate than SGD", WHERE, PAPERS, Final(PLUS), Final("sgd")),
     Claim("BatchNorm is more accurate than SGD", WHERE, PAPERS, Final("sgd_bn"), Final("sgd")),
     Claim(

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from natgrad.lab.errors import UsageError
+from natgrad.lab.paper import record
+from natgrad.lab.recipe import load
 from natgrad.lab.report.ordering import SINGLE, UNKNOWN, Difference, Ranks, ordering
 from natgrad.lab.report.ours import Ours, ours_of
 from natgrad.lab.report.read import Results
@@ -15,7 +18,12 @@ from natgrad.lab.report.significance import student_quantile
 from natgrad.lab.report.summary import Summary
 from natgrad.lab.report.text import NOTHING, decimals
 
-Verdict = Literal["reproduced", "not reproduced", "not comparable", "not measured"]
+Verdict = Literal[
+    "reproduced", "not reproduced", "not comparable", "not measured", "holds", "does not hold"
+]
+#: on what we ask and the paper does not claim
+OWN: dict[Verdict, Verdict] = {"reproduced": "holds", "not reproduced": "does not hold"}
+BEYOND = "Beyond the paper, and not counted with it"
 FACTOR = 2.0
 ONLY_RUNS = "the smoke profile only shows that everything runs"
 RULES = (
@@ -48,8 +56,9 @@ class Beside:
         data: The data set's name, the paper's and ours.
         verdict: In words.
         why: The reason, or our best explanation; may be empty.
-        drawn: The paper's value and spread, ours and its spread, for the figure; None for a claim.
         unit: Of all of them.
+        drawn: The paper's value and spread, ours and its spread, for the figure; None for a claim.
+        own: Whether the paper does not claim it and we ask.
     """
 
     what: str
@@ -63,6 +72,7 @@ class Beside:
     why: str
     unit: str = ""
     drawn: tuple[float, float | None, float, float | None] | None = None
+    own: bool = False
 
 
 HEADINGS = ("what", "where", "paper", "ours", "difference", "seeds", "data", "verdict", "why")
@@ -71,15 +81,16 @@ ONCE = ("where", "seeds", "data")  #: columns that are said once where all rows 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of a table that are of the same data.
+    """Rows of a table that are of the same data, all of the paper or none.
 
     Attributes:
-        data: The paper's and ours; empty where all rows are of the same.
+        title: The data, the paper's and ours, where not all rows are of the same; and that it is
+            beyond the paper.
         rows: In order.
         cells: Of each row, as it is written.
     """
 
-    data: str
+    title: str
     rows: list[Beside]
     cells: list[tuple[str, ...]]
 
@@ -88,10 +99,11 @@ def as_table(rows: Sequence[Beside]) -> tuple[tuple[str, ...], list[Block]]:
     """The columns of a table, without those of which `notes` says it once, and its blocks."""
     left_out = {*_common(rows), "data"}
     shown = tuple(heading for heading in HEADINGS if heading not in left_out)
-    groups = [list(group) for _, group in itertools.groupby(rows, lambda row: row.data)]
+    groups = [list(group) for _, group in itertools.groupby(rows, lambda row: (row.data, row.own))]
+    several = len({row.data for row in rows}) > 1
     return shown, [
         Block(
-            group[0].data if len(groups) > 1 else "",
+            ": ".join(filter(None, (BEYOND * group[0].own, group[0].data * several))),
             group,
             [tuple(getattr(row, key) or NOTHING for key in shown) for row in group],
         )
@@ -111,18 +123,32 @@ def _common(rows: Sequence[Beside]) -> dict[str, str]:
 
 
 def beside(results: Results, summary: Summary) -> list[Beside]:
-    """Set everything that the paper states beside what was measured."""
-    stated = results.part("recipe").get("paper")
-    entries = stated if isinstance(stated, list) else []
+    """Set everything that the paper states, and what we ask, beside what was measured."""
     data, profile = str(results.part("data").get("name")), results.part("profile")
     rows = []
-    for entry in entries:
+    for entry in stated(results):
         if entry.get("kind") == "number":
             rows.append(_number(entry, results, summary))
         else:
             pair = (ours_of(entry[key], results, summary) for key in ("better", "worse"))
             rows.append(claimed(entry, *pair, data=data, profile=profile))
-    return rows
+    return sorted(rows, key=lambda row: row.own)
+
+
+def stated(results: Results) -> Sequence[Mapping[str, Any]]:
+    """What the recipe says that the paper states, as it stands today.
+
+    It belongs to the paper and not to the run: a folder measured before the recipe read the paper
+    better is judged by the better reading. The manifest has what was read then; it serves where
+    the recipe is no longer there.
+    """
+    recipe, profile = results.part("recipe"), results.part("profile").get("name")
+    then = recipe.get("paper")
+    try:
+        today = load(str(recipe.get("name")), str(profile)).paper
+    except UsageError:
+        return then if isinstance(then, list) else []
+    return [record(each) for each in today]
 
 
 def claimed(
@@ -143,7 +169,8 @@ def claimed(
         profile: Of the results, as the manifest has it.
     """
     wants = str(entry.get("wants"))
-    row = _unmeasured(entry, f"claim: {wants}", data)
+    own = bool(entry.get("own"))
+    row = replace(_unmeasured(entry, f"{'ours' if own else 'claim'}: {wants}", data), own=own)
     if better is None or worse is None:
         return row
     found = ordering(better, worse, wants)
@@ -156,7 +183,7 @@ def claimed(
         ours=" against ".join(each.written(places) for each in (better, worse)),
         difference=NOTHING if isinstance(found, str) else found.written(places) or NOTHING,
         seeds=_fewest(better, worse),
-        verdict=verdict,
+        verdict=OWN.get(verdict, verdict) if own else verdict,
         why=why,
     )
 

@@ -30,6 +30,8 @@ MARKS = {
     "not reproduced": "[red]not reproduced[/red]",
     "not comparable": "[yellow]not comparable[/yellow]",
     "not measured": "not measured",
+    "holds": "[green]holds[/green]",
+    "does not hold": "[red]does not hold[/red]",
 }
 
 
@@ -58,9 +60,9 @@ def terminal(rows: Sequence[Beside]) -> Table:
         numeric = heading in ("paper", "ours", "difference", "seeds")
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for block in blocks:
-        if block.data:
+        if block.title:
             table.add_section()
-            table.add_row(f"[italic]{escape(block.data)}[/italic]")
+            table.add_row(f"[italic]{escape(block.title)}[/italic]")
         for row, shown in zip(block.rows, block.cells, strict=True):
             note = f" {escape(f'[{reasons.index(row.why) + 1}]')}" if row.why else ""
             table.add_row(*map(escape, shown[:-2]), MARKS[row.verdict] + note)

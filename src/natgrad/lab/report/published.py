@@ -112,8 +112,8 @@ def paper_sections(rows: Sequence[Beside], source: str) -> Iterable[str]:
     yield f"## Beside the paper ({source})"
     headings, blocks = as_table(rows)
     for block in blocks:
-        if block.data:
-            yield f"**{block.data}**"
+        if block.title:
+            yield f"**{block.title}**"
         yield markdown_table(headings, block.cells)
     if any(row.drawn for row in rows):
         yield (

@@ -84,6 +84,6 @@ def show_paper(rows: Sequence[Beside], console: Console, paper: bool) -> None:
     if paper:
         console.print(terminal(rows))
         return
-    counts = Counter(row.verdict for row in rows)
+    counts = Counter(row.verdict for row in rows if not row.own)
     listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     console.print(f"Of the paper's numbers and claims: {listed} (natgrad report DIR --paper).")

@@ -28,6 +28,7 @@ from natgrad.likelihood import Likelihood
 __all__ = ["LOG", "FisherBeforeAndAfter", "layer_fisher"]
 
 LOG = "log10(condition / initial)"  #: a column of the table
+FIRST_WHITENING = "first-whitening"  #: a table: what whitening does before any training
 DARKEST = 1e-4  #: of the largest entry; what is smaller is drawn as dark
 
 
@@ -38,7 +39,8 @@ class FisherBeforeAndAfter:
     Figures: ``fisher``, absolute values of the exact Fisher blocks at the initial weights, before
     and after the first whitening; ``conditioning``, condition numbers against updates, relative to
     the plain network's at the start. The table ``conditioning`` has them where each optimizer's
-    training loss first is that of the slowest, so that they are compared at equal training error.
+    training loss first is that of the slowest, so that they are compared at equal training error;
+    ``first-whitening`` has PRONG's at the initial weights, before any training.
 
     Attributes:
         layers: the middle hidden layers, as the network names them.
@@ -76,6 +78,9 @@ class FisherBeforeAndAfter:
         )
         work.folder.write_figure("conditioning", figure, caption)
         work.folder.write_table("conditioning", self._table(work, rows))
+        first = _first_whitening(rows, self.layers)
+        if first is not None:
+            work.folder.write_table(FIRST_WHITENING, first)
 
     def _relative(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Rows of the middle layers, divided by the plain network's at the start, seed by seed."""
@@ -142,6 +147,30 @@ class FisherBeforeAndAfter:
             f"respect to (W, b), and to (V, d) after the first whitening (eps {self.eps:g})."
         )
         return _drawn(self.layers, before, after), caption
+
+
+def _first_whitening(rows: Sequence[Mapping[str, Any]], layers: Sequence[str]) -> Table | None:
+    """PRONG's condition over the plain network's, both at the initial weights."""
+    logs = {
+        (row["layer"], str(row["seed"])): math.log10(row["condition"])
+        for row in rows
+        if row["optimizer"] == "prong" and row["update"] == 0 and row["whitened"]
+    }
+    seeds = list(dict.fromkeys(seed for _, seed in logs))
+    if not seeds:
+        return None
+    groups = {**{f"layer {name}": [name] for name in layers}, "mean": list(layers)}
+    cells, by_seed = [], {}
+    for label, names in groups.items():
+        found = {seed: statistics.fmean(logs[name, seed] for name in names) for seed in seeds}
+        reductions = {seed: 100 * (1 - 10**each) for seed, each in found.items()}
+        log = statistics.fmean(found.values())
+        spreads = (deviation(found.values()), deviation(reductions.values()))
+        cells.append([label, log, spreads[0], 100 * (1 - 10**log), spreads[1], len(seeds)])
+        by_seed[label] = {LOG: found, "reduction [%]": reductions}
+    columns = ("layer", LOG, f"{LOG} sd", "reduction [%]", "reduction [%] sd", "seeds")
+    note = "Both at the initial weights, PRONG with its tuned eps. Mean: geometric, over layers."
+    return Table("The first whitening alone", columns, cells, note, by_seed)
 
 
 def layer_fisher(model: nn.Module, name: str, inputs: Tensor, likelihood: Likelihood) -> Tensor:
