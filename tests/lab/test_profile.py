@@ -11,7 +11,7 @@ import pytest
 from natgrad.lab import carrying
 from natgrad.lab.data import Splits
 from natgrad.lab.errors import UsageError
-from natgrad.lab.manifest import options, plan_of
+from natgrad.lab.manifest import check_unchanged, options, plan_of
 from natgrad.lab.networks import mlp
 from natgrad.lab.profile import Profile, held, whose
 from natgrad.lab.recipe import Recipe, addresses, load
@@ -136,3 +136,10 @@ def test_a_plan_can_be_made_again_from_its_options() -> None:
     plan = plan_of(recorded)
     assert plan.recipe.profile.name == "smoke"
     assert options(plan) == recorded
+
+
+def test_what_the_paper_states_may_change_before_a_run_goes_on() -> None:
+    before = {"recipe": {"name": "a", "l2": 0.0, "paper": ["then"]}}
+    check_unchanged(before, {"recipe": {"name": "a", "l2": 0.0, "paper": ["now"]}})
+    with pytest.raises(UsageError, match="can't resume: recipe was"):
+        check_unchanged(before, {"recipe": {"name": "a", "l2": 0.1, "paper": ["then"]}})

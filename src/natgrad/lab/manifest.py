@@ -137,6 +137,8 @@ def check_recipe(folder: Path, recorded: str, asked: str) -> None:
 def check_unchanged(manifest: Mapping[str, Any], described: Mapping[str, Any]) -> None:
     """Refuse to go on with other conditions than those of the start.
 
+    What the paper states is none of them: it changes nothing that is trained.
+
     Args:
         manifest: of the start.
         described: the entries that must not change, as they are now.
@@ -145,11 +147,19 @@ def check_unchanged(manifest: Mapping[str, Any], described: Mapping[str, Any]) -
         UsageError: names the first entry that differs.
     """
     for key, now in described.items():
-        if manifest.get(key, DEFAULTS.get(key)) != now:
+        before = manifest.get(key, DEFAULTS.get(key))
+        if _trained(before) != _trained(now):
             raise UsageError(
-                f"can't resume: {key} was {_short(manifest.get(key))} at the start and is "
+                f"can't resume: {key} was {_short(before)} at the start and is "
                 f"{_short(now)} now; start anew in another folder"
             )
+
+
+def _trained(entry: object) -> object:
+    """An entry without what it cites."""
+    if isinstance(entry, Mapping):
+        return {key: value for key, value in entry.items() if key != "paper"}
+    return entry
 
 
 def _short(value: object, limit: int = 200) -> str:
