@@ -43,7 +43,8 @@ def test_the_ends_of_the_grids_stand_under_settings(text: str) -> None:
     assert "| SGD | lr 0.1, momentum 0.9 | lr 0.003, 0.01, 0.03, 0.1 |" in settings
     assert "- SGD: lr 0.1 is the upper end of the grid; a wider one might do better." in settings
     assert "one of the two values tried; more of them might do better." in settings
-    assert "- Adam" not in settings
+    assert "- Adam: lr 0.003: 0.3900; " in settings
+    assert "- Adam" not in settings.partition("Chosen at an end")[2]
 
 
 def test_the_words_for_the_curves_are_those_of_the_figure(text: str) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from natgrad.lab.report.read import read_results
-from natgrad.lab.report.tuning import edges, grids, tried
+from natgrad.lab.report.tuning import edges, grids, scored, tried
 
 
 def test_every_point_with_its_loss(comparison):
@@ -17,6 +17,14 @@ def test_every_point_with_its_loss(comparison):
     assert table["Adam"].points[-1].loss == "diverged"
     assert table["Adam"].edges == ()
     assert tried(table["Adam"]) == "lr 0.003, 0.01, 0.03, 0.1"
+    words = scored(table["Adam"]).split("; ")
+    assert [each.strip("*").partition(":")[0] for each in words] == [
+        "lr 0.003", "lr 0.01", "lr 0.03", "lr 0.1",
+    ]  # fmt: skip
+    assert [each for each in words if each.startswith("**")] == [
+        f"**lr {p.cells[0]}: {p.loss}**" for p in table["Adam"].points if p.chosen
+    ]
+    assert words[-1] == "lr 0.1: diverged"
     assert tried(table["KFAC"]) == "8 points of lr 0.003, 0.01, 0.03, 0.1; damping 0.001, 0.01"
     (end,) = table["KFAC"].edges
     assert end.startswith("damping 0.001 is one of the two") or "damping 0.01 is one" in end

@@ -16,7 +16,7 @@ from natgrad.lab.report.sizes import differences
 from natgrad.lab.report.studies import markdown
 from natgrad.lab.report.summary import Summary, summary_of
 from natgrad.lab.report.text import NOTHING, markdown_table, without_paths
-from natgrad.lab.report.tuning import grids, tried
+from natgrad.lab.report.tuning import grids, scored, tried
 
 __all__ = ["paper_sections", "publish_single"]
 
@@ -99,6 +99,10 @@ def _settings(results: Results) -> Iterable[str]:
     ]
     head = ("optimizer", "settings", "tried")
     yield markdown_table(head if found else head[:2], rows if found else [r[:2] for r in rows])
+    losses = [f"- {name}: {scored(grid)}" for name, grid in found.items() if len(grid.points) > 1]
+    if losses:
+        yield "Validation losses of what was tried, that of what was chosen in bold:"
+        yield "\n".join(losses)
     ends = [f"- {name}: {end}" for name, grid in found.items() for end in grid.edges]
     if ends:
         yield "Chosen at an end of what was tried:"
