@@ -45,7 +45,7 @@ RECIPE = replace(
         "sngd": {"lr": 0.01, "eps": 10.0},
         AVERAGED: {"lr": 0.003, "eps": 3.0, "every": EVERY, "method": "eigh"},
     },
-    optimizers=("sgd", "sgd_bn", "prong", "sngd", AVERAGED),
+    optimizers=("sgd", "sgd_bn", "prong", "prong_diagonal", "sngd", AVERAGED),
     spaces={
         "sgd": rates(1e-3, 1.0),
         "sgd_bn": rates(1e-3, 3.0),
