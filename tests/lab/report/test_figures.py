@@ -21,8 +21,8 @@ from natgrad.lab.report.style import looks
 from natgrad.lab.report.summary import summary_of
 
 
-def run(*points, status="finished"):
-    rows = tuple(Row(x, x, x, {"train_loss": y}) for x, y in points)
+def run(*points, status="finished", seconds=lambda update: update):
+    rows = tuple(Row(x, x, seconds(x), {"train_loss": y}) for x, y in points)
     return Run("sgd", "seed0", {}, status, rows)
 
 
@@ -35,15 +35,42 @@ def test_all_figures_are_written(comparison):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_a_curve_is_interpolated_where_all_runs_are():
-    line = curve(
-        [run((0, 4.0), (2, 2.0), (4, 0.0)), run((1, 1.0), (3, 3.0))], "seconds", "train_loss"
-    )
-    np.testing.assert_allclose(line.x, [1, 2, 3])
-    np.testing.assert_allclose(line.mean, [2, 2, 2])
-    np.testing.assert_allclose(line.low, [1, 2, 1])
-    np.testing.assert_allclose(line.high, [3, 2, 3])
-    assert line.runs == 2
+def test_seeds_evaluated_at_equal_updates_are_averaged_there_whatever_time_they_take():
+    fast = run((0, 8.0), (10, 4.0), (20, 2.0))
+    slow = run((0, 6.0), (10, 5.0), (20, 1.0), seconds=lambda update: 3 + 4 * update)
+    for axis, x in (("seconds", [1.5, 26.5, 51.5]), ("epochs", [0, 10, 20])):
+        line = curve([fast, slow], axis, "train_loss")
+        np.testing.assert_allclose(line.x, x)
+        np.testing.assert_allclose(line.mean, [7, 4.5, 1.5])
+        np.testing.assert_allclose(line.low, [6, 4, 1])
+        np.testing.assert_allclose(line.high, [8, 5, 2])
+        assert line.runs == 2
+
+
+def test_an_evaluation_that_one_seed_has_more_is_interpolated_in_the_others():
+    more = run((0, 8.0), (5, 7.0), (10, 4.0))
+    line = curve([more, run((0, 6.0), (10, 4.0))], "seconds", "train_loss")
+    np.testing.assert_allclose(line.x, [0, 5, 10])
+    np.testing.assert_allclose(line.mean, [7, 6, 4])
+
+
+def test_runs_in_progress_are_averaged_as_far_as_all_have_got():
+    first = run((0, 8.0), (10, 4.0), (20, 2.0), status="running")
+    second = run((0, 6.0), (10, 5.0), status="running", seconds=lambda update: 9 * update)
+    line = curve([first, second], "seconds", "train_loss")
+    np.testing.assert_allclose(line.x, [0, 50])
+    np.testing.assert_allclose(line.mean, [7, 4.5])
+
+
+def test_runs_of_one_budget_in_seconds_are_averaged_at_equal_seconds():
+    fast = run((0, 4.0), (20, 2.0), (40, 0.0), seconds=lambda update: update / 10)
+    slow = run((0, 6.0), (4, 3.0), seconds=lambda update: 1 + update / 2)
+    line = curve([fast, slow], "seconds", "train_loss")
+    np.testing.assert_allclose(line.x, [0, 1, 2, 3, 4])
+    np.testing.assert_allclose(line.mean, [5, 4.5, 3.25, 2, 1.5])  # 6 at first, 3 at last
+    line = curve([fast, slow], "epochs", "train_loss")
+    np.testing.assert_allclose(line.x, [0, 4])
+    np.testing.assert_allclose(line.high, [6, 3.6])
 
 
 def test_no_curve_without_two_points():

@@ -72,8 +72,9 @@ OVERVIEW = tuple(
     for axis in AXES
 )
 CAPTION = (
-    "Lines: mean over the finished seeds; bands: least to greatest seed, interpolated linearly "
-    "where seeds are evaluated at different places and ending with the shortest of them. "
+    "Lines: mean over the finished seeds; bands: least to greatest seed. Seeds are averaged at "
+    "equal updates, against their mean seconds; where the budget is in seconds, at equal seconds, "
+    "or at equal epochs up to the end of the shortest. "
     "A seed that diverged is drawn thin up to its last finite value, marked with a cross. Seconds "
     "count training steps and what the optimizer prepares."
 )
