@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,11 @@ class Curve:
     low: Array
     high: Array
     runs: int
+
+    def below(self, most: float) -> Curve:
+        """Return the curve with what is greater than a value drawn at that."""
+        mean, low, high = (np.minimum(each, most) for each in (self.mean, self.low, self.high))
+        return replace(self, mean=mean, low=low, high=high)
 
 
 def curve(runs: Sequence[Run], axis: Axis, quantity: Quantity) -> Curve | None:

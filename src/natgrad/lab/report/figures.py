@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from natgrad.lab.report.curves import Curve, curve, drawn, trail
+from natgrad.lab.report.limits import TIMES_THE_START, Limits, limits
 from natgrad.lab.report.read import Axis, Quantity, Results
 from natgrad.lab.report.style import (
     INK,
@@ -31,8 +32,6 @@ from natgrad.lab.report.text import display_name, listed, significant
 AXES: tuple[Axis, ...] = ("epochs", "seconds")
 PARTS = ("train", "validation", "test")
 MARKS = 7
-LOG_FROM = 8.0
-ERRORS_FROM = 1e3  #: a metric that falls over so many sizes is an error
 PANEL_WIDTH = 2.5  #: inches: four fill the page of a paper at three quarters of the size
 DECADES_LABELLED = 1e3  #: over more of them, powers of ten alone are labelled
 
@@ -159,6 +158,29 @@ def describe_overview(results: Results) -> str:
     return f"{whats[0].upper()}{whats[1:]}, from top to bottom against {axes}; {about(results)}"
 
 
+def caption(results: Results, grid: Sequence[Sequence[Panel]] = PANELS) -> str:
+    """Return how curves are made, and which of these panels' curves leave them at the top."""
+    return " ".join([CAPTION, *_leaving(results, grid)])
+
+
+def _leaving(results: Results, grid: Sequence[Sequence[Panel]]) -> list[str]:
+    """A sentence for the loss and for the metric of which a curve, or its band, is cut off."""
+    gone: dict[str, dict[str, None]] = {}
+    for panel in (panel for row in grid for panel in row):
+        ends = _limits(panel, results)
+        for name, line in _curves(panel.quantity, panel.axis, results).items():
+            if ends and float(line.high.max()) > ends.ceiling:
+                kind = panel.quantity.partition("_")[2]
+                what = "loss" if kind == "loss" else results.metric.name
+                gone.setdefault(what, {})[display_name(name)] = None
+    return [
+        f"In the panels of the {what} {listed([*names])} "
+        f"{'goes' if len(names) == 1 else 'go'} beyond the upper end, which is "
+        f"{TIMES_THE_START:g} times the greatest value at the start."
+        for what, names in gone.items()
+    ]
+
+
 def about(results: Results) -> str:
     """Return what every figure says of itself: the data's name, the profile, the seeds."""
     seeds = len(results.seeds)
@@ -224,18 +246,17 @@ def draw_panel(
 ) -> None:
     """Draw a quantity of all optimizers; the axis holds what is drawn beside it, too."""
     lines = _curves(panel.quantity, panel.axis, results)
+    ends = _limits(panel, results)
+    seen = ends.drawable if ends else math.inf
     for number, (name, runs) in enumerate(results.runs.items()):
         if name in lines:
-            _line(ax, lines[name], look[name], number)
+            _line(ax, lines[name].below(seen), look[name], number)
         for run in runs:
             if run.status == "diverged":
-                _lost(ax, *trail(run, panel.axis, panel.quantity), look[name])
-    scaled = [
-        line
-        for quantity in (panel.quantity, *panel.beside)
-        for line in _curves(quantity, panel.axis, results).values()
-    ]
-    _scale(ax, panel, scaled, results.metric.unit == "%")
+                x, y = trail(run, panel.axis, panel.quantity)
+                _lost(ax, x, np.minimum(y, seen), look[name])
+    if ends:
+        _scale(ax, ends)
     if panel.quantity == "validation_loss" and summary.target is not None:
         ax.axhline(summary.target.loss, color=INK, linewidth=0.8, alpha=0.5, zorder=1)
     ax.set_xlabel(_along(panel.axis, results))
@@ -274,30 +295,24 @@ def _spaced(line: Curve, number: int) -> list[int]:
     return sorted({int(np.abs(line.x - place).argmin()) for place in shifted})
 
 
-def _scale(ax: Axes, panel: Panel, lines: Sequence[Curve], percent: bool) -> None:
-    if not lines:
-        return
-    low = min(float(line.low.min()) for line in lines)
-    high = max(float(line.high.max()) for line in lines)
-    spread = LOG_FROM if panel.quantity.endswith("_loss") else ERRORS_FROM
-    if low > 0 and high / low > spread:
+def _limits(panel: Panel, results: Results) -> Limits | None:
+    scaled = [
+        line
+        for quantity in (panel.quantity, *panel.beside)
+        for line in _curves(quantity, panel.axis, results).values()
+    ]
+    loss = panel.quantity.endswith("_loss")
+    most = 100.0 if results.metric.unit == "%" else math.inf
+    falls = loss or results.metric.better == "lower"
+    return limits(scaled, loss, falls, math.inf if loss else most) if scaled else None
+
+
+def _scale(ax: Axes, ends: Limits) -> None:
+    if ends.log:
         ax.set_yscale("log")
-        plain_logarithm(ax.yaxis, (1.0, 2.0, 5.0) if high / low < DECADES_LABELLED else (1.0,))
-        ax.set_ylim(low / 1.15, high * 1.15)
-    elif panel.quantity.endswith("_metric"):
-        ax.set_ylim(*_late_range(lines, 100.0 if percent else math.inf))
-    elif high > low:
-        margin = 0.05 * (high - low)
-        ax.set_ylim(low - margin, high + margin)
-
-
-def _late_range(lines: Sequence[Curve], most: float) -> tuple[float, float]:
-    # the steep beginning would press all that matters into one line
-    late = [line.x >= line.x[0] + 0.25 * (line.x[-1] - line.x[0]) for line in lines]
-    low = min(float(line.low[keep].min()) for line, keep in zip(lines, late, strict=True))
-    high = max(float(line.high[keep].max()) for line, keep in zip(lines, late, strict=True))
-    margin = 0.08 * (high - low) or 1e-3 * max(1.0, math.fabs(high))
-    return low - margin, min(high + 2 * margin, most + margin / 2)
+        few = ends.high / ends.low < DECADES_LABELLED
+        plain_logarithm(ax.yaxis, (1.0, 2.0, 5.0) if few else (1.0,))
+    ax.set_ylim(ends.low, ends.high)
 
 
 def _along(axis: Axis, results: Results) -> str:
