@@ -8,14 +8,15 @@ from matplotlib.figure import Figure
 from natgrad.lab.report import summarize
 from natgrad.lab.report.curves import curve, drawn
 from natgrad.lab.report.figures import (
+    CAPTION,
     OVERVIEW,
     about,
+    caption,
     describe_overview,
-    draw_panel,
     overview,
-    panels,
     write_figures,
 )
+from natgrad.lab.report.panel import draw_panel, panels
 from natgrad.lab.report.read import Metric, Results, Row, Run, read_results
 from natgrad.lab.report.style import looks
 from natgrad.lab.report.summary import summary_of
@@ -138,3 +139,43 @@ def test_what_was_not_measured_has_no_panel():
     titles = [ax.get_title(loc="left") for ax in sheet.axes]
     assert titles == ["training loss", "test loss"] * 2
     assert "accuracy" not in describe_overview(results)
+
+
+def blown_up(loss):
+    """Results of a method that learns, and of one whose losses rise to a value."""
+    runs = {}
+    for name, ends in (("sgd", (1.5, 1.0)), ("kfac", (loss, loss / 2))):
+        rows = tuple(
+            Row(k, 10 * k, k / 2, {"train_loss": y, "test_loss": y})
+            for k, y in enumerate((2.0, *ends))
+        )
+        runs[name] = (Run(name, "seed0", {}, "finished", rows),)
+    return Results({}, Metric("accuracy", "%"), tuple(runs), (0,), runs)
+
+
+@pytest.mark.parametrize("loss", [9.0, 1e18])
+def test_a_method_that_blows_up_leaves_the_panel_and_the_caption_says_so(loss):
+    results = blown_up(loss)
+    summary, axes = summary_of(results), Figure().subplots(1, 2)
+    for ax, panel in zip(axes, panels(("train", "test"), "loss", "seconds"), strict=True):
+        draw_panel(ax, panel, results, summary, looks(["sgd", "kfac"]))
+        assert ax.get_ylim() == pytest.approx((0.85, 4.0))
+        assert ax.get_yscale() == "linear"
+        learns, blows = (line.get_ydata() for line in ax.lines)
+        assert list(learns) == [2.0, 1.5, 1.0]
+        assert 4.0 < blows[1] < 1e4  # out of sight, and within what canvases can draw
+    assert caption(results) == (
+        f"{CAPTION} In the panels of the loss KFAC goes beyond the upper end, which is 2 times "
+        "the greatest value at the start."
+    )
+
+
+def test_a_loss_that_rises_a_little_stays_in_the_panel():
+    results = blown_up(3.5)
+    ax = Figure().subplots()
+    draw_panel(
+        ax, panels(("train",), "loss", "epochs")[0], results, summary_of(results),
+        looks(["sgd", "kfac"]),
+    )  # fmt: skip
+    assert ax.get_ylim()[1] == pytest.approx(3.625)
+    assert caption(results) == CAPTION
