@@ -8,21 +8,22 @@ from matplotlib.figure import Figure
 from natgrad.lab.report import summarize
 from natgrad.lab.report.curves import curve, drawn
 from natgrad.lab.report.figures import (
+    CAPTION,
     OVERVIEW,
     about,
+    caption,
     describe_overview,
-    draw_panel,
     overview,
-    panels,
     write_figures,
 )
+from natgrad.lab.report.panel import draw_panel, panels
 from natgrad.lab.report.read import Metric, Results, Row, Run, read_results
 from natgrad.lab.report.style import looks
 from natgrad.lab.report.summary import summary_of
 
 
-def run(*points, status="finished"):
-    rows = tuple(Row(x, x, x, {"train_loss": y}) for x, y in points)
+def run(*points, status="finished", seconds=lambda update: update):
+    rows = tuple(Row(x, x, seconds(x), {"train_loss": y}) for x, y in points)
     return Run("sgd", "seed0", {}, status, rows)
 
 
@@ -35,15 +36,42 @@ def test_all_figures_are_written(comparison):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_a_curve_is_interpolated_where_all_runs_are():
-    line = curve(
-        [run((0, 4.0), (2, 2.0), (4, 0.0)), run((1, 1.0), (3, 3.0))], "seconds", "train_loss"
-    )
-    np.testing.assert_allclose(line.x, [1, 2, 3])
-    np.testing.assert_allclose(line.mean, [2, 2, 2])
-    np.testing.assert_allclose(line.low, [1, 2, 1])
-    np.testing.assert_allclose(line.high, [3, 2, 3])
-    assert line.runs == 2
+def test_seeds_evaluated_at_equal_updates_are_averaged_there_whatever_time_they_take():
+    fast = run((0, 8.0), (10, 4.0), (20, 2.0))
+    slow = run((0, 6.0), (10, 5.0), (20, 1.0), seconds=lambda update: 3 + 4 * update)
+    for axis, x in (("seconds", [1.5, 26.5, 51.5]), ("epochs", [0, 10, 20])):
+        line = curve([fast, slow], axis, "train_loss")
+        np.testing.assert_allclose(line.x, x)
+        np.testing.assert_allclose(line.mean, [7, 4.5, 1.5])
+        np.testing.assert_allclose(line.low, [6, 4, 1])
+        np.testing.assert_allclose(line.high, [8, 5, 2])
+        assert line.runs == 2
+
+
+def test_an_evaluation_that_one_seed_has_more_is_interpolated_in_the_others():
+    more = run((0, 8.0), (5, 7.0), (10, 4.0))
+    line = curve([more, run((0, 6.0), (10, 4.0))], "seconds", "train_loss")
+    np.testing.assert_allclose(line.x, [0, 5, 10])
+    np.testing.assert_allclose(line.mean, [7, 6, 4])
+
+
+def test_runs_in_progress_are_averaged_as_far_as_all_have_got():
+    first = run((0, 8.0), (10, 4.0), (20, 2.0), status="running")
+    second = run((0, 6.0), (10, 5.0), status="running", seconds=lambda update: 9 * update)
+    line = curve([first, second], "seconds", "train_loss")
+    np.testing.assert_allclose(line.x, [0, 50])
+    np.testing.assert_allclose(line.mean, [7, 4.5])
+
+
+def test_runs_of_one_budget_in_seconds_are_averaged_at_equal_seconds():
+    fast = run((0, 4.0), (20, 2.0), (40, 0.0), seconds=lambda update: update / 10)
+    slow = run((0, 6.0), (4, 3.0), seconds=lambda update: 1 + update / 2)
+    line = curve([fast, slow], "seconds", "train_loss")
+    np.testing.assert_allclose(line.x, [0, 1, 2, 3, 4])
+    np.testing.assert_allclose(line.mean, [5, 4.5, 3.25, 2, 1.5])  # 6 at first, 3 at last
+    line = curve([fast, slow], "epochs", "train_loss")
+    np.testing.assert_allclose(line.x, [0, 4])
+    np.testing.assert_allclose(line.high, [6, 3.6])
 
 
 def test_no_curve_without_two_points():
@@ -111,3 +139,43 @@ def test_what_was_not_measured_has_no_panel():
     titles = [ax.get_title(loc="left") for ax in sheet.axes]
     assert titles == ["training loss", "test loss"] * 2
     assert "accuracy" not in describe_overview(results)
+
+
+def blown_up(loss):
+    """Results of a method that learns, and of one whose losses rise to a value."""
+    runs = {}
+    for name, ends in (("sgd", (1.5, 1.0)), ("kfac", (loss, loss / 2))):
+        rows = tuple(
+            Row(k, 10 * k, k / 2, {"train_loss": y, "test_loss": y})
+            for k, y in enumerate((2.0, *ends))
+        )
+        runs[name] = (Run(name, "seed0", {}, "finished", rows),)
+    return Results({}, Metric("accuracy", "%"), tuple(runs), (0,), runs)
+
+
+@pytest.mark.parametrize("loss", [9.0, 1e18])
+def test_a_method_that_blows_up_leaves_the_panel_and_the_caption_says_so(loss):
+    results = blown_up(loss)
+    summary, axes = summary_of(results), Figure().subplots(1, 2)
+    for ax, panel in zip(axes, panels(("train", "test"), "loss", "seconds"), strict=True):
+        draw_panel(ax, panel, results, summary, looks(["sgd", "kfac"]))
+        assert ax.get_ylim() == pytest.approx((0.85, 4.0))
+        assert ax.get_yscale() == "linear"
+        learns, blows = (line.get_ydata() for line in ax.lines)
+        assert list(learns) == [2.0, 1.5, 1.0]
+        assert 4.0 < blows[1] < 1e4  # out of sight, and within what canvases can draw
+    assert caption(results) == (
+        f"{CAPTION} In the panels of the loss KFAC goes beyond the upper end, which is 2 times "
+        "the greatest value at the start."
+    )
+
+
+def test_a_loss_that_rises_a_little_stays_in_the_panel():
+    results = blown_up(3.5)
+    ax = Figure().subplots()
+    draw_panel(
+        ax, panels(("train",), "loss", "epochs")[0], results, summary_of(results),
+        looks(["sgd", "kfac"]),
+    )  # fmt: skip
+    assert ax.get_ylim()[1] == pytest.approx(3.625)
+    assert caption(results) == CAPTION

@@ -42,23 +42,31 @@ def test_the_target_is_the_lowest_median_of_the_first_order_methods(tmp_path):
 
 def test_each_is_timed_to_it(tmp_path):
     found = race(read_results(written(tmp_path, **RUNS)))
-    by_name = {arrival.optimizer: arrival for arrival in found.arrivals}
+    by_name = found.arrivals
     assert (by_name["sgd"].arrived, by_name["sgd"].updates) == (0, None)
-    assert by_name["adam"].arrived == 2
     # 4 is reached at the second point by two seeds, half way to the third by the other
     assert by_name["kfac"].updates == pytest.approx(10)
     assert by_name["kfac"].seconds == pytest.approx(2)
     assert (by_name["tkfac"].arrived, by_name["tkfac"].counted) == (0, 3)
     columns = {column.heading: column.cells for column in found.columns()}
-    assert columns["times sooner"] == (NOTHING, "1.00", "2.00", NOTHING)
+    assert columns["times sooner"] == (NOTHING, NOTHING, "2.00", NOTHING)
     assert columns["times fewer"][2] == "2.00"
+
+
+def test_the_leader_sets_the_target_and_is_not_timed_to_it(tmp_path):
+    found = race(read_results(written(tmp_path, **RUNS)))
+    assert found.optimizers == ("sgd", "adam", "kfac", "tkfac")
+    assert "adam" not in found.arrivals
+    row = [column.cells[1] for column in found.columns()]
+    assert row == ["the target", *[NOTHING] * 4]
+    assert "It sets the target and is not timed to it." in " ".join(found.notes())
 
 
 def test_a_seed_that_does_not_arrive_counts_as_infinite(tmp_path):
     runs = {"sgd": [[9.0, 5.0]] * 3, "kfac": [[9.0, 5.0], [9.0, 6.0], [9.0, 6.0]]}
     found = race(read_results(written(tmp_path, **runs)))
-    assert found.arrivals[1].arrived == 1
-    assert found.arrivals[1].updates is None
+    assert found.arrivals["kfac"].arrived == 1
+    assert found.arrivals["kfac"].updates is None
 
 
 @pytest.mark.parametrize("names", [("kfac", "tkfac"), ("sgd",)])

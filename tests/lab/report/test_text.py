@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from natgrad.lab.report.text import NOTHING, fixed, listed, significant, without_paths
+from natgrad.lab.report.text import NOTHING, fixed, listed, significant, with_spread, without_paths
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,20 @@ def test_significant(value, text):
 def test_fixed_keeps_small_values_visible():
     assert fixed(1.2e-7, 4) == "1.2e-07"
     assert fixed(0.12345, 4) == "0.1235"
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "text"),
+    [
+        (250026864.1, 252515355.35, "2.5e+08 ± 2.5e+08"),
+        (912345.6, 1580000.0, "9.1e+05 ± 1.6e+06"),
+        (999999.0, 12.0, "999999.00 ± 12.00"),
+        (-2e6, None, "-2.0e+06"),
+        (0.0, 0.0, "0.00 ± 0.00"),
+    ],
+)
+def test_what_is_too_large_for_a_column_has_an_exponent(mean, sd, text):
+    assert with_spread(mean, sd, 2) == text
 
 
 def test_listed():

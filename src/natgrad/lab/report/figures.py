@@ -3,53 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from natgrad.lab.report.curves import Curve, curve, drawn, trail
-from natgrad.lab.report.read import Axis, Quantity, Results
-from natgrad.lab.report.style import (
-    INK,
-    Look,
-    inline_svg,
-    literal,
-    looks,
-    plain_logarithm,
-    save_figure,
-    styled,
-)
+from natgrad.lab.report.limits import TIMES_THE_START
+from natgrad.lab.report.panel import Panel, curves, draw_panel, label, limits_of, panels
+from natgrad.lab.report.read import Axis, Results
+from natgrad.lab.report.style import inline_svg, literal, looks, save_figure, styled
 from natgrad.lab.report.summary import Summary
 from natgrad.lab.report.text import display_name, listed, significant
 
 AXES: tuple[Axis, ...] = ("epochs", "seconds")
 PARTS = ("train", "validation", "test")
-MARKS = 7
-LOG_FROM = 8.0
-ERRORS_FROM = 1e3  #: a metric that falls over so many sizes is an error
 PANEL_WIDTH = 2.5  #: inches: four fill the page of a paper at three quarters of the size
-DECADES_LABELLED = 1e3  #: over more of them, powers of ten alone are labelled
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes: a quantity against epochs, updates or seconds.
-
-    Attributes:
-        quantity: What is drawn.
-        axis: What it is drawn against.
-        beside: Quantities drawn to the same scale in the panels next to it.
-    """
-
-    quantity: Quantity
-    axis: Axis
-    beside: tuple[Quantity, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,20 +32,15 @@ class Drawing:
     svg: str
 
 
-def panels(parts: Sequence[str], kind: str, axis: Axis) -> tuple[Panel, ...]:
-    """A row of panels: the loss or metric of these parts of the data, to one scale."""
-    quantities: tuple[Quantity, ...] = tuple(f"{part}_{kind}" for part in parts)  # type: ignore
-    return tuple(Panel(quantity, axis, quantities) for quantity in quantities)
-
-
 PANELS = tuple(panels(PARTS, kind, axis) for kind in ("loss", "metric") for axis in AXES)
 OVERVIEW = tuple(
     panels(("train", "test"), "loss", axis) + panels(("train", "test"), "metric", axis)
     for axis in AXES
 )
 CAPTION = (
-    "Lines: mean over the finished seeds; bands: least to greatest seed, interpolated linearly "
-    "where seeds are evaluated at different places and ending with the shortest of them. "
+    "Lines: mean over the finished seeds; bands: least to greatest seed. Seeds are averaged at "
+    "equal updates, against their mean seconds; where the budget is in seconds, at equal seconds, "
+    "or at equal epochs up to the end of the shortest. "
     "A seed that diverged is drawn thin up to its last finite value, marked with a cross. Seconds "
     "count training steps and what the optimizer prepares."
 )
@@ -138,14 +105,12 @@ def page_legend(results: Results) -> list[tuple[str, str]]:
 def describe(panel: Panel, results: Results) -> str:
     """Say in words what a panel shows, and where its curves end."""
     ends = []
-    for name, runs in results.runs.items():
-        line = curve(drawn(runs), panel.axis, panel.quantity)
-        if line is not None:
-            ends.append(
-                f"{display_name(name)} {significant(float(line.mean[-1]))} "
-                f"at {significant(float(line.x[-1]))} {panel.axis}"
-            )
-    what = _label(panel.quantity, results)
+    for name, line in curves(panel.quantity, panel.axis, results).items():
+        ends.append(
+            f"{display_name(name)} {significant(float(line.mean[-1]))} "
+            f"at {significant(float(line.x[-1]))} {panel.axis}"
+        )
+    what = label(panel.quantity, results)
     tail = f" Curves end at: {'; '.join(ends)}." if ends else ""
     return f"{what[0].upper()}{what[1:]} against {panel.axis}.{tail}"
 
@@ -153,9 +118,32 @@ def describe(panel: Panel, results: Results) -> str:
 def describe_overview(results: Results) -> str:
     """Say in words what the overview shows."""
     rows = _measured(results, OVERVIEW)
-    whats = listed([_label(panel.quantity, results) for panel in rows[0]])
+    whats = listed([label(panel.quantity, results) for panel in rows[0]])
     axes = listed([row[0].axis for row in rows])
     return f"{whats[0].upper()}{whats[1:]}, from top to bottom against {axes}; {about(results)}"
+
+
+def caption(results: Results, grid: Sequence[Sequence[Panel]] = PANELS) -> str:
+    """Return how curves are made, and which of these panels' curves leave them at the top."""
+    return " ".join([CAPTION, *_leaving(results, grid)])
+
+
+def _leaving(results: Results, grid: Sequence[Sequence[Panel]]) -> list[str]:
+    """A sentence for the loss and for the metric of which a curve, or its band, is cut off."""
+    gone: dict[str, dict[str, None]] = {}
+    for panel in (panel for row in grid for panel in row):
+        ends = limits_of(panel, results)
+        for name, line in curves(panel.quantity, panel.axis, results).items():
+            if ends and float(line.high.max()) > ends.ceiling:
+                kind = panel.quantity.partition("_")[2]
+                what = "loss" if kind == "loss" else results.metric.name
+                gone.setdefault(what, {})[display_name(name)] = None
+    return [
+        f"In the panels of the {what} {listed([*names])} "
+        f"{'goes' if len(names) == 1 else 'go'} beyond the upper end, which is "
+        f"{TIMES_THE_START:g} times the greatest value at the start."
+        for what, names in gone.items()
+    ]
 
 
 def about(results: Results) -> str:
@@ -172,9 +160,7 @@ def about(results: Results) -> str:
 
 def _measured(results: Results, grid: Sequence[Sequence[Panel]]) -> list[list[Panel]]:
     """Leave out the columns of which nothing was measured, unless that is all of them."""
-    kept = [
-        [panel for panel in row if _curves(panel.quantity, panel.axis, results)] for row in grid
-    ]
+    kept = [[panel for panel in row if curves(panel.quantity, panel.axis, results)] for row in grid]
     even = len({len(row) for row in kept}) == 1 and bool(kept[0])
     return kept if even else [list(row) for row in grid]
 
@@ -216,102 +202,3 @@ def _handles(results: Results) -> list[tuple[str, Line2D]]:
         )
         for name, style in looks(results.optimizers).items()
     ]
-
-
-def draw_panel(
-    ax: Axes, panel: Panel, results: Results, summary: Summary, look: Mapping[str, Look]
-) -> None:
-    """Draw a quantity of all optimizers; the axis holds what is drawn beside it, too."""
-    lines = _curves(panel.quantity, panel.axis, results)
-    for number, (name, runs) in enumerate(results.runs.items()):
-        if name in lines:
-            _line(ax, lines[name], look[name], number)
-        for run in runs:
-            if run.status == "diverged":
-                _lost(ax, *trail(run, panel.axis, panel.quantity), look[name])
-    scaled = [
-        line
-        for quantity in (panel.quantity, *panel.beside)
-        for line in _curves(quantity, panel.axis, results).values()
-    ]
-    _scale(ax, panel, scaled, results.metric.unit == "%")
-    if panel.quantity == "validation_loss" and summary.target is not None:
-        ax.axhline(summary.target.loss, color=INK, linewidth=0.8, alpha=0.5, zorder=1)
-    ax.set_xlabel(_along(panel.axis, results))
-    ax.set_title(literal(_label(panel.quantity, results)), loc="left")
-
-
-def _curves(quantity: Quantity, axis: Axis, results: Results) -> dict[str, Curve]:
-    found = {name: curve(drawn(runs), axis, quantity) for name, runs in results.runs.items()}
-    return {name: line for name, line in found.items() if line is not None}
-
-
-def _line(ax: Axes, line: Curve, look: Look, number: int) -> None:
-    ax.fill_between(line.x, line.low, line.high, color=look.colour, alpha=0.18, linewidth=0)
-    ax.plot(
-        line.x,
-        line.mean,
-        color=look.colour,
-        marker=look.marker,
-        linestyle=look.dash,
-        markevery=_spaced(line, number),
-        zorder=3,
-    )
-
-
-def _lost(ax: Axes, x: np.ndarray, y: np.ndarray, look: Look) -> None:
-    if len(x):
-        ax.plot(x, y, color=look.colour, linewidth=0.8, alpha=0.8, scaley=False)
-        ax.plot(x[-1:], y[-1:], color=look.colour, marker="x", markersize=6, scaley=False)
-
-
-def _spaced(line: Curve, number: int) -> list[int]:
-    # markers stand evenly along x, shifted per optimizer so that they don't hide each other
-    places = np.linspace(line.x[0], line.x[-1], MARKS + 1)[:-1]
-    step = (line.x[-1] - line.x[0]) / MARKS
-    shifted = places + step * ((number % 4 + 0.5) / 4)
-    return sorted({int(np.abs(line.x - place).argmin()) for place in shifted})
-
-
-def _scale(ax: Axes, panel: Panel, lines: Sequence[Curve], percent: bool) -> None:
-    if not lines:
-        return
-    low = min(float(line.low.min()) for line in lines)
-    high = max(float(line.high.max()) for line in lines)
-    spread = LOG_FROM if panel.quantity.endswith("_loss") else ERRORS_FROM
-    if low > 0 and high / low > spread:
-        ax.set_yscale("log")
-        plain_logarithm(ax.yaxis, (1.0, 2.0, 5.0) if high / low < DECADES_LABELLED else (1.0,))
-        ax.set_ylim(low / 1.15, high * 1.15)
-    elif panel.quantity.endswith("_metric"):
-        ax.set_ylim(*_late_range(lines, 100.0 if percent else math.inf))
-    elif high > low:
-        margin = 0.05 * (high - low)
-        ax.set_ylim(low - margin, high + margin)
-
-
-def _late_range(lines: Sequence[Curve], most: float) -> tuple[float, float]:
-    # the steep beginning would press all that matters into one line
-    late = [line.x >= line.x[0] + 0.25 * (line.x[-1] - line.x[0]) for line in lines]
-    low = min(float(line.low[keep].min()) for line, keep in zip(lines, late, strict=True))
-    high = max(float(line.high[keep].max()) for line, keep in zip(lines, late, strict=True))
-    margin = 0.08 * (high - low) or 1e-3 * max(1.0, math.fabs(high))
-    return low - margin, min(high + 2 * margin, most + margin / 2)
-
-
-def _along(axis: Axis, results: Results) -> str:
-    """The label of an axis: epochs with the updates in each, where that is one number for all."""
-    lasts = [run.rows[-1] for runs in results.runs.values() for run in runs if run.rows]
-    each = {round(row.updates / row.epochs) for row in lasts if row.epochs > 0}
-    if axis != "epochs" or len(each) != 1:
-        return axis
-    return f"epochs of {each.pop()} updates"
-
-
-def _label(quantity: Quantity, results: Results) -> str:
-    part, kind = quantity.split("_")
-    name = "training" if part == "train" else part
-    if kind == "loss":
-        return f"{name} loss"
-    unit = f" [{results.metric.unit}]" if results.metric.unit else ""
-    return f"{name} {results.metric.name}{unit}"

@@ -55,7 +55,9 @@ def page(results: Results, summary: Summary, paper: Sequence[Beside], folder: Pa
             notes=tables.notes(summary) + [n for each in summary.timelines for n in each.notes()],
             legend=[(name, Markup(svg)) for name, svg in figures.page_legend(results)],
             panels=[Markup(drawing.svg) for drawing in figures.page_panels(results, summary)],
-            caption=f"{figures.about(results)}. {figures.CAPTION} {figures.TARGET_CAPTION}",
+            caption=(
+                f"{figures.about(results)}. {figures.caption(results)} {figures.TARGET_CAPTION}"
+            ),
             differences=differences(results),
             grids=grids(results),
             tuning_rule=without_paths(str(results.manifest.get("tuning_rule") or "")),

@@ -117,14 +117,16 @@ def _abreast(
 
 def _stacked(variants: Mapping[str, single.Written]) -> tuple[list[str], list[list[str]]]:
     metrics = list(dict.fromkeys(_metric(each) for each in variants.values()))
-    heading = metrics[0] if len(metrics) == 1 else "metric"
+    one = len(metrics) == 1  # else each row names its own
     rows = [
         [f"{variant}: {display_name(entry.optimizer)}"]
+        + ([] if one else [_metric(each)])
         + [_ending(each, entry.optimizer, part) for part in PARTS]
         for variant, each in variants.items()
         for entry in each.summary.entries
     ]
-    return ["variant: optimizer", *(f"{part} {heading}" for part in PARTS)], rows
+    headings = [f"{part} {metrics[0]}" for part in PARTS] if one else ["metric", *PARTS]
+    return ["variant: optimizer", *headings], rows
 
 
 def _metric(written: single.Written) -> str:

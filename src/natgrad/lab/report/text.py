@@ -42,6 +42,7 @@ SUFFIXES = {
     "_defaults": "defaults",
 }
 NOTHING = "\N{EN DASH}"
+LARGE = 1e6  #: from here on decimals make a column too wide to be read
 
 _LOCAL_PATH = re.compile(
     r"(?<![\w.:/~])(?:[A-Za-z]:)?"
@@ -105,10 +106,14 @@ def decimals(values: Iterable[float | None], digits: int = 3) -> int:
 
 
 def fixed(value: float | None, places: int) -> str:
-    """Write a number with so many decimals, with an exponent where these would show nothing."""
+    """Write a number with so many decimals, with an exponent where it is too small or large.
+
+    >>> fixed(12345.678, 2), fixed(0.0004, 2), fixed(250026864.1, 2)
+    ('12345.68', '4.0e-04', '2.5e+08')
+    """
     if value is None or not math.isfinite(value):
         return NOTHING
-    if value != 0 and abs(value) < 10.0**-places:
+    if value != 0 and not 10.0**-places <= abs(value) < LARGE:
         return f"{value:.1e}"
     return f"{value:.{places}f}"
 
@@ -130,15 +135,21 @@ def markdown_table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str
 
 
 def with_spread(mean: float | None, sd: float | None, places: int) -> str:
-    """Write a mean and its spread, both with an exponent where decimals would show no mean.
+    """Write a mean and its spread, both with an exponent where decimals would not do for them.
+
+    That is a mean too small for them, or a mean or a spread too large.
 
     >>> with_spread(0.123, 0.004, 2), with_spread(4.6e-7, 2.5e-7, 2), with_spread(0.5, None, 1)
     ('0.12 ± 0.00', '4.6e-07 ± 2.5e-07', '0.5')
+    >>> with_spread(250026864.1, 252515355.35, 2)
+    '2.5e+08 ± 2.5e+08'
     """
     written = fixed(mean, places)
-    if sd is None:
+    if sd is None or mean is None:
         return written
-    return f"{written} ± {sd:.1e}" if "e" in written else f"{written} ± {sd:.{places}f}"
+    if "e" in written or sd >= LARGE:
+        return f"{mean:.1e} ± {sd:.1e}"
+    return f"{written} ± {sd:.{places}f}"
 
 
 def plain_value(value: Any) -> str:
