@@ -16,7 +16,9 @@ costs at most the line being written, which readers skip.
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +81,12 @@ class RunFolder:
         return (self.path / "weights.pt").is_file()
 
     def load_weights(self) -> dict[str, Any] | None:
-        """The trained network, if it was finished."""
-        if not self.has_weights():
-            return None
-        path = self.path / "weights.pt"
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return found
+        """The trained network, if it was finished.
+
+        Raises:
+            DamagedError: the file is not what was written.
+        """
+        return _read_weights(self.path / "weights.pt") if self.has_weights() else None
 
 
 @dataclass(frozen=True)
@@ -134,16 +136,44 @@ def open_results(path: Path, *, resume: bool) -> Results:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; an incomplete last line is left out."""
+    """The rows of a JSONL file; an incomplete last line is left out.
+
+    Raises:
+        DamagedError: a line before the last is no JSON.
+    """
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+    *lines, cut_off = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+            rows.append(json.loads(line.decode()))
+        except ValueError as error:
+            if number == len(lines) and not cut_off:
+                break
+            raise DamagedError(
+                f"{path} is damaged: line {number} is no JSON ({error}). Put it back from a "
+                f"backup, or remove {path.parent} and go on with --resume to repeat the run"
+            ) from error
     return rows
+
+
+def _read_weights(path: Path) -> dict[str, Any]:
+    """What ``torch.save`` wrote: a zip archive, in which each tensor has its CRC-32."""
+    try:
+        content = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(content) as archive:
+            damaged = archive.testzip()  # torch.load compares no checksums
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"bad CRC-32 of {damaged}")
+        content.seek(0)
+        found: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the system, zipfile or torch raise
+        raise DamagedError(
+            f"{path} is damaged ({error}). Put it back from a backup, or remove it and go on with "
+            "--resume to repeat the run"
+        ) from error
+    return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:
