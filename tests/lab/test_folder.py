@@ -35,7 +35,7 @@ def test_weights_come_back_and_a_changed_or_cut_file_is_named(tmp_path: Path) ->
     place, path = RunFolder(tmp_path), tmp_path / "weights.pt"
     assert place.load_weights() is None
     weight = torch.arange(600.0)
-    place.save_weights({"weight": weight})
+    about = place.save_weights({"weight": weight})
     found = place.load_weights()
     assert found is not None
     assert torch.equal(found["weight"], weight)
@@ -46,6 +46,10 @@ def test_weights_come_back_and_a_changed_or_cut_file_is_named(tmp_path: Path) ->
         path.write_bytes(content)
         with pytest.raises(DamagedError, match=rf"{re.escape(str(path))} is damaged .*--resume"):
             place.load_weights()
+    place.save_weights({"weight": -weight})
+    place.set_status({"status": "finished", **about})  # of the other file
+    with pytest.raises(DamagedError, match="its sha256 is not the"):
+        place.load_weights()
 
 
 def test_rows_are_finite(tmp_path: Path) -> None:

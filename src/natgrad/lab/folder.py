@@ -26,13 +26,14 @@ from typing import Any
 
 import torch
 
-from natgrad.lab.checkpoints import Checkpoints, serialised
+from natgrad.lab.checkpoints import Checkpoints, digest_of, serialised
 from natgrad.lab.errors import DamagedError, UsageError, WriteError
 from natgrad.lab.files import replace_file, writing
 
 __all__ = ["SCHEMA", "Results", "RunFolder", "open_results", "read_rows", "write_json"]
 
 SCHEMA = 1
+WEIGHTS = "weights_sha256"  #: in run.json, its first 16 digits
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,15 @@ class RunFolder:
         """The checkpoints of the run, while it is unfinished."""
         return Checkpoints(self.path)
 
-    def save_weights(self, state: Mapping[str, Any]) -> None:
-        """Write the trained network."""
+    def save_weights(self, state: Mapping[str, Any]) -> dict[str, str]:
+        """Write the trained network.
+
+        Returns:
+            What the status must say of it, so that :meth:`load_weights` knows it again.
+        """
         content = serialised(state)
         replace_file(self.path / "weights.pt", lambda file: file.write(content))
+        return {WEIGHTS: digest_of(content)}
 
     def has_weights(self) -> bool:
         """Whether the trained network is there."""
@@ -83,10 +89,15 @@ class RunFolder:
     def load_weights(self) -> dict[str, Any] | None:
         """The trained network, if it was finished.
 
+        Its checksum is compared with that of the status; without one there, as in folders of
+        earlier versions, the CRC-32 of each tensor in the file.
+
         Raises:
             DamagedError: the file is not what was written.
         """
-        return _read_weights(self.path / "weights.pt") if self.has_weights() else None
+        if not self.has_weights():
+            return None
+        return _read_weights(self.path / "weights.pt", self.status().get(WEIGHTS))
 
 
 @dataclass(frozen=True)
@@ -158,16 +169,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_weights(path: Path) -> dict[str, Any]:
+def _read_weights(path: Path, digest: str | None) -> dict[str, Any]:
     """What ``torch.save`` wrote: a zip archive, in which each tensor has its CRC-32."""
     try:
-        content = io.BytesIO(path.read_bytes())
-        with zipfile.ZipFile(content) as archive:
+        content = path.read_bytes()
+        if digest is not None and digest != digest_of(content):
+            raise ValueError(f"its sha256 is not the {digest}... that was written")
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()  # torch.load compares no checksums
         if damaged is not None:
-            raise zipfile.BadZipFile(f"bad CRC-32 of {damaged}")
-        content.seek(0)
-        found: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+            raise ValueError(f"bad CRC-32 of {damaged}")
+        found: dict[str, Any] = torch.load(
+            io.BytesIO(content), map_location="cpu", weights_only=True
+        )
     except Exception as error:  # whatever the system, zipfile or torch raise
         raise DamagedError(
             f"{path} is damaged ({error}). Put it back from a backup, or remove it and go on with "
