@@ -108,7 +108,12 @@ def test_tiny_imagenet_says_how_many_a_class(tmp_path: Path) -> None:
 
 def write_tiny(folder: Path, train: np.ndarray, val: np.ndarray) -> None:
     for split, labels in (("train", train), ("val", val)):
-        write(folder / f"tiny-imagenet/{split}.parquet", photos(len(labels), 8, 4), "img", label=labels)
+        write(
+            folder / f"tiny-imagenet/{split}.parquet",
+            photos(len(labels), 8, 4),
+            "img",
+            label=labels,
+        )
 
 
 def test_tiny_imagenet_class_by_class_is_mixed_before_it_is_cut(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ def test_the_area_is_that_of_scikit_learn_with_ties_too() -> None:
         area(scores, np.ones(200, bool))
 
 
-# label, nodule, scan, lost, empty, unseen: scan 7 has a nodule with two candidates and one that is lost;
-# scan 9 has an ignored candidate and a false one; one more scan has no candidate at all
+# label, nodule, scan, lost, empty, unseen: scan 7 has a nodule with two candidates and one that is
+# lost; scan 9 has an ignored candidate and a false one; one more scan has no candidate at all
 TARGETS = np.array(
     [
         [1, 0, 7, 1, 1, 0],
