@@ -116,7 +116,7 @@ def test_from_the_hub(mnist_folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         path = str(mnist_folder / "mnist" / f"{split}.parquet")
         return datasets.Dataset.from_parquet(path, cache_dir=str(mnist_folder / "hf"))
 
-    monkeypatch.setattr(images, "_revision", lambda what: "abc")
+    monkeypatch.setattr(images, "_revision", lambda what, splits: "abc")
     monkeypatch.setattr(datasets, "load_dataset", stored)
     splits = MNIST.load(None)
     assert asked == [("ylecun/mnist", "train", "abc"), ("ylecun/mnist", "test", "abc")]

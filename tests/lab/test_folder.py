@@ -1,6 +1,8 @@
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from natgrad.lab.errors import DamagedError, UsageError, WriteError
 from natgrad.lab.folder import Results, RunFolder, open_results
@@ -13,6 +15,41 @@ def test_rows_survive_a_cut_off_line(tmp_path: Path) -> None:
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"update": 2')
     assert place.rows() == [{"update": 0}, {"update": 1}]
+
+
+def test_a_last_line_that_is_no_json_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"update": 0}\n\0\0\0\n')
+    assert RunFolder(tmp_path).rows() == [{"update": 0}]
+
+
+@pytest.mark.parametrize("line", [b'{"update": 1', b"\xff\xfe", b""])
+def test_a_line_before_the_last_that_is_no_json_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    for rest in (b'{"update": 2}\n', b'{"upd'):
+        path.write_bytes(b'{"update": 0}\n' + line + b"\n" + rest)
+        with pytest.raises(DamagedError, match=re.escape(f"{path} is damaged: line 2 is no JSON")):
+            RunFolder(tmp_path).rows()
+
+
+def test_weights_come_back_and_a_changed_or_cut_file_is_named(tmp_path: Path) -> None:
+    place, path = RunFolder(tmp_path), tmp_path / "weights.pt"
+    assert place.load_weights() is None
+    weight = torch.arange(600.0)
+    about = place.save_weights({"weight": weight})
+    found = place.load_weights()
+    assert found is not None
+    assert torch.equal(found["weight"], weight)
+    whole = path.read_bytes()
+    middle = whole.index(weight[300:310].numpy().tobytes())
+    changed = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for content in (changed, whole[: len(whole) // 2], b""):
+        path.write_bytes(content)
+        with pytest.raises(DamagedError, match=rf"{re.escape(str(path))} is damaged .*--resume"):
+            place.load_weights()
+    place.save_weights({"weight": -weight})
+    place.set_status({"status": "finished", **about})  # of the other file
+    with pytest.raises(DamagedError, match="its sha256 is not the"):
+        place.load_weights()
 
 
 def test_rows_are_finite(tmp_path: Path) -> None:

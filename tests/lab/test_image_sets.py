@@ -62,7 +62,7 @@ def _hub_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str
         path = str(tmp_path / "stored" / f"{split}.parquet")
         return datasets.Dataset.from_parquet(path, cache_dir=str(tmp_path / "hf"))
 
-    monkeypatch.setattr(images, "_revision", lambda what: "abc")
+    monkeypatch.setattr(images, "_revision", lambda what, splits: "abc")
     monkeypatch.setattr(datasets, "load_dataset", stored)
     return asked
 
@@ -106,6 +106,57 @@ def test_tiny_imagenet_says_how_many_a_class(tmp_path: Path) -> None:
     assert splits.train.inputs.shape == (36, 3, 64, 64)
 
 
+def write_tiny(folder: Path, train: np.ndarray, val: np.ndarray) -> None:
+    for split, labels in (("train", train), ("val", val)):
+        write(
+            folder / f"tiny-imagenet/{split}.parquet",
+            photos(len(labels), 8, 4),
+            "img",
+            label=labels,
+        )
+
+
+def test_tiny_imagenet_class_by_class_is_mixed_before_it_is_cut(tmp_path: Path) -> None:
+    """As the hub has it; no class would be both trained on and in the validation set."""
+    train, val = np.repeat(np.arange(10), 20), np.repeat(np.arange(10), 2)
+    write_tiny(tmp_path, train, val)
+    splits = TINY_IMAGENET.load(tmp_path)
+    assert set(splits.train.first(60).targets.tolist()) == set(range(10))
+    assert set(splits.validation.targets.tolist()) <= set(splits.train.targets.tolist())
+    assert len(set(splits.test.first(10).targets.tolist())) > 5
+    assert splits.source.count("its classes mixed with a fixed seed") == 2
+    again = TINY_IMAGENET.load(tmp_path)  # from the cache
+    assert torch.equal(again.train.inputs, splits.train.inputs)
+    found = torch.cat([splits.train.inputs, splits.validation.inputs])
+    labels = torch.cat([splits.train.targets, splits.validation.targets])
+    pixels = {x.tobytes(): label for x, label in zip(photos(200, 8, 4), train, strict=True)}
+    for x, label in zip(found, labels, strict=True):  # each image has its own label still
+        assert pixels.pop(x.permute(1, 2, 0).numpy().tobytes()) == label
+
+
+def test_tiny_imagenet_in_an_order_of_its_own_keeps_it(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(5), 8))
+    write_tiny(tmp_path, labels, labels[:10])
+    splits = TINY_IMAGENET.load(tmp_path)
+    kept = [*splits.train.targets.tolist(), *splits.validation.targets.tolist()]
+    assert kept == labels.tolist()
+    assert "mixed" not in splits.source
+
+
+def test_offline_the_files_of_the_splits_asked_for_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import huggingface_hub
+
+    def offline(*_: object, **__: object) -> object:
+        raise ConnectionError
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
+    both = r"tiny-imagenet/train\.parquet and tiny-imagenet/val\.parquet"
+    with pytest.raises(DataMissingError, match=both):
+        TINY_IMAGENET.load(None)
+
+
 def test_tiny_imagenets_validation_split_has_another_name_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +192,7 @@ def test_imagenet_is_read_from_its_folders_when_asked_for(imagenet: Path) -> Non
     splits = IMAGENET.load(imagenet)
     assert splits.sizes() == {"train": 18, "validation": 2, "test": 6}
     assert splits.train.inputs.shape == (18, 3, 256, 256)
+    assert splits.test.targets[:3].unique().tolist() == [0, 1]  # not class by class
     for pair in (splits.train, splits.validation, splits.test):
         pixels = pair.inputs[torch.arange(len(pair))]
         assert ((pixels[:, 0, 128, 128].long() >= 90).long() == pair.targets).all()

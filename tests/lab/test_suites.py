@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from natgrad.lab import carrying, suites
-from natgrad.lab.errors import UsageError
+from natgrad.lab.data import DataSet, Splits
+from natgrad.lab.errors import DamagedError, DataMissingError, UsageError
 from natgrad.lab.folder import Results
 from natgrad.lab.recipe import Suite, addresses, find, load, names, parts
 from natgrad.lab.report import figures, publish
+from natgrad.lab.study import Work
 from natgrad.lab.tables import Table, study_folder
 
 from .test_cli import natgrad_command, refused
@@ -109,19 +111,95 @@ def test_device_and_precision_are_those_of_every_variant(made_up: str, tmp_path:
 
 
 @pytest.mark.usefixtures("_no_report")
-def test_variants_whose_runs_all_diverge_are_left_out(
+def test_variants_whose_runs_all_diverge_are_left_out_and_end_it_with_their_code(
     made_up: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variants = find(made_up).variants  # type: ignore[union-attr]
     hopeless = dataclasses.replace(variants["plain"], settings={"sgd": {"lr": 1e12}})
     monkeypatch.setitem(variants, "plain", hopeless)  # type: ignore[arg-type]
     words = ("compare", made_up, "--no-tune", "--optimizers", "sgd", "--out", tmp_path / "out")
-    result = natgrad_command(*words)
-    assert result.exit_code == 0, result.output
-    assert "made-up/plain is left out: no run came to its end" in " ".join(result.output.split())
+    said = " ".join(refused(5, *words).split())
+    assert "made-up/plain is left out: no run came to its end" in said
+    assert "natgrad: plain: no run came to its end" in said
     assert variant(tmp_path / "out", "studied")["status"] == "finished"
+    on_top = variant(tmp_path, "out")
+    assert on_top["status"] == "finished"
+    assert list(on_top["left_out"]) == ["plain"]
+    assert "no run came to its end" in on_top["left_out"]["plain"]
     monkeypatch.setitem(variants, "studied", hopeless)  # type: ignore[arg-type]
     assert "no run came to its end" in refused(5, *words[:-1], tmp_path / "other")
+
+
+def changed(monkeypatch: pytest.MonkeyPatch, name: str, **changes: object) -> None:
+    """The made-up suite with a variant changed."""
+    variants = find("made-up").variants  # type: ignore[union-attr]
+    own = dataclasses.replace(variants[name], **changes)  # type: ignore[arg-type]
+    monkeypatch.setitem(variants, name, own)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfounded:
+    """Has nothing to conclude from, as a pool of folds of which one is missing."""
+
+    error: type[Exception] = DataMissingError
+
+    def watch(self, results: Results) -> None:
+        return None
+
+    def conclude(self, work: Work) -> None:
+        raise self.error("fold3 is not finished")
+
+
+def test_a_variant_that_can_not_be_concluded_ends_it_with_3_after_the_report(
+    made_up: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, reported = tmp_path / "out", list[Path]()
+    monkeypatch.setattr(suites, "print_report", reported.append)
+    words = ("--no-tune", "--optimizers", "sgd", "--seeds", "1", "--epochs", "0.2", "--out", out)
+    with monkeypatch.context() as patched:
+        changed(patched, "plain", study=Unfounded())
+        assert "plain: fold3 is not finished" in refused(3, "compare", made_up, *words)
+        assert variant(out, "plain")["status"] == "interrupted"
+    assert variant(out, "studied")["status"] == "finished"
+    on_top = variant(tmp_path, "out")
+    assert on_top["status"] == "interrupted"
+    assert on_top["left_out"] == {"plain": "fold3 is not finished"}
+    assert reported == [out]
+    assert natgrad_command("compare", made_up, "--out", out, "--resume").exit_code == 0
+    on_top = variant(tmp_path, "out")
+    assert (on_top["status"], on_top["left_out"]) == ("finished", {})
+
+
+@pytest.mark.usefixtures("_no_report")
+def test_a_variant_whose_data_are_not_at_hand_is_left_out(
+    made_up: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    words = ("--no-tune", "--optimizers", "sgd", "--seeds", "1", "--epochs", "0.2", "--out")
+
+    def absent(folder: Path | None) -> Splits:
+        raise DataMissingError("no cubes there")
+
+    changed(monkeypatch, "plain", data=DataSet("cubes", "", absent))
+    assert natgrad_command("compare", made_up, *words, out).exit_code == 0
+    on_top = variant(tmp_path, "out")
+    assert (on_top["status"], on_top["left_out"]) == ("finished", {"plain": "no cubes there"})
+    changed(monkeypatch, "studied", data=DataSet("cubes", "", absent))
+    assert "no cubes there" in refused(3, "compare", made_up, *words, tmp_path / "other")
+
+
+@pytest.mark.usefixtures("_no_report")
+@pytest.mark.parametrize("error", [DamagedError, ZeroDivisionError])
+def test_a_study_that_fails_has_not_finished(
+    made_up: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    changed(monkeypatch, "plain", study=Unfounded(error))
+    out = tmp_path / "out"
+    words = ("--optimizer", "sgd", "--epochs", "0.2", "--out", out)
+    assert natgrad_command("run", "made-up/plain", *words).exit_code == (
+        4 if error is DamagedError else 1
+    )
+    assert variant(tmp_path, "out")["status"] == "interrupted"
 
 
 @pytest.mark.usefixtures("_no_report")

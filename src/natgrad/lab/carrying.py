@@ -140,10 +140,11 @@ def carried_out(plan: Plan, splits: Splits, results: Results, manner: Manner) ->
         with Interruption() as stop, progress_for(Console(), plan.total()) as shown:
             own = study.watch(results) if study is not None else None
             watch = manner.watch(shown, *([] if own is None else [own]))
-            status = compare(plan, splits, results, watch, stop, manner.rhythm)
-            if study is not None and status == "finished":
+            trained = compare(plan, splits, results, watch, stop, manner.rhythm)
+            if study is not None and trained == "finished":
                 study.conclude(_work(plan, splits, results, shown.say, stop))
-                status = "interrupted" if stop() else status
+                trained = "interrupted" if stop() else trained
+            status = trained
     finally:
         results.update_manifest(status=status, finished=provenance.now())
     return status

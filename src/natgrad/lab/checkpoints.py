@@ -19,7 +19,7 @@ import torch
 from natgrad.lab.errors import DamagedError
 from natgrad.lab.files import remove_drafts, replace_file
 
-__all__ = ["Checkpoints", "Rhythm", "serialised"]
+__all__ = ["Checkpoints", "Rhythm", "digest_of", "serialised"]
 
 KEPT = 2
 DIGITS = 16
@@ -63,7 +63,7 @@ class Checkpoints:
             WriteError: the disk is full, or the like; the earlier ones stay.
         """
         content = serialised(state)
-        name = f"checkpoint-{state['update']:010}-{_digest(content)}.pt"
+        name = f"checkpoint-{state['update']:010}-{digest_of(content)}.pt"
         replace_file(self.folder / name, lambda file: file.write(content))
         for old in self.found()[KEPT:]:
             old.unlink(missing_ok=True)
@@ -113,7 +113,8 @@ def serialised(state: Mapping[str, Any]) -> bytes:
     return content.getvalue()
 
 
-def _digest(content: bytes) -> str:
+def digest_of(content: bytes) -> str:
+    """The first 16 digits of the sha256 of a file's content."""
     return hashlib.sha256(content).hexdigest()[:DIGITS]
 
 
@@ -123,7 +124,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         content = path.read_bytes()
     except OSError:  # a bad sector
         return None
-    if _digest(content) != path.stem.rpartition("-")[2]:
+    if digest_of(content) != path.stem.rpartition("-")[2]:
         return None
     state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return state

@@ -16,7 +16,9 @@ costs at most the line being written, which readers skip.
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +26,14 @@ from typing import Any
 
 import torch
 
-from natgrad.lab.checkpoints import Checkpoints, serialised
+from natgrad.lab.checkpoints import Checkpoints, digest_of, serialised
 from natgrad.lab.errors import DamagedError, UsageError, WriteError
 from natgrad.lab.files import replace_file, writing
 
 __all__ = ["SCHEMA", "Results", "RunFolder", "open_results", "read_rows", "write_json"]
 
 SCHEMA = 1
+WEIGHTS = "weights_sha256"  #: in run.json, its first 16 digits
 
 
 @dataclass(frozen=True)
@@ -69,22 +72,32 @@ class RunFolder:
         """The checkpoints of the run, while it is unfinished."""
         return Checkpoints(self.path)
 
-    def save_weights(self, state: Mapping[str, Any]) -> None:
-        """Write the trained network."""
+    def save_weights(self, state: Mapping[str, Any]) -> dict[str, str]:
+        """Write the trained network.
+
+        Returns:
+            What the status must say of it, so that :meth:`load_weights` knows it again.
+        """
         content = serialised(state)
         replace_file(self.path / "weights.pt", lambda file: file.write(content))
+        return {WEIGHTS: digest_of(content)}
 
     def has_weights(self) -> bool:
         """Whether the trained network is there."""
         return (self.path / "weights.pt").is_file()
 
     def load_weights(self) -> dict[str, Any] | None:
-        """The trained network, if it was finished."""
+        """The trained network, if it was finished.
+
+        Its checksum is compared with that of the status; without one there, as in folders of
+        earlier versions, the CRC-32 of each tensor in the file.
+
+        Raises:
+            DamagedError: the file is not what was written.
+        """
         if not self.has_weights():
             return None
-        path = self.path / "weights.pt"
-        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return found
+        return _read_weights(self.path / "weights.pt", self.status().get(WEIGHTS))
 
 
 @dataclass(frozen=True)
@@ -134,16 +147,47 @@ def open_results(path: Path, *, resume: bool) -> Results:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; an incomplete last line is left out."""
+    """The rows of a JSONL file; an incomplete last line is left out.
+
+    Raises:
+        DamagedError: a line before the last is no JSON.
+    """
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+    *lines, cut_off = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+            rows.append(json.loads(line.decode()))
+        except ValueError as error:
+            if number == len(lines) and not cut_off:
+                break
+            raise DamagedError(
+                f"{path} is damaged: line {number} is no JSON ({error}). Put it back from a "
+                f"backup, or remove {path.parent} and go on with --resume to repeat the run"
+            ) from error
     return rows
+
+
+def _read_weights(path: Path, digest: str | None) -> dict[str, Any]:
+    """What ``torch.save`` wrote: a zip archive, in which each tensor has its CRC-32."""
+    try:
+        content = path.read_bytes()
+        if digest is not None and digest != digest_of(content):
+            raise ValueError(f"its sha256 is not the {digest}... that was written")
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            damaged = archive.testzip()  # torch.load compares no checksums
+        if damaged is not None:
+            raise ValueError(f"bad CRC-32 of {damaged}")
+        found: dict[str, Any] = torch.load(
+            io.BytesIO(content), map_location="cpu", weights_only=True
+        )
+    except Exception as error:  # whatever the system, zipfile or torch raise
+        raise DamagedError(
+            f"{path} is damaged ({error}). Put it back from a backup, or remove it and go on with "
+            "--resume to repeat the run"
+        ) from error
+    return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from natgrad.lab.data import DataSet, Pair, Splits
 from natgrad.lab.decoded import FileImages, class_folders
 from natgrad.lab.errors import DataMissingError
-from natgrad.lab.images import Images, ImageSet, data_folder, read_images
+from natgrad.lab.images import Images, ImageSet, data_folder, mixed, read_images
 
 __all__ = ["CIFAR10", "CIFAR100", "IMAGENET", "SVHN", "TINY_IMAGENET"]
 
@@ -53,7 +53,8 @@ def _whole(what: ImageSet, held_out: int, folder: Path | None) -> Splits:
 
 
 def _tiny(folder: Path | None) -> Splits:
-    train, test = read_images(TINY_IMAGES, ("train", "val"), folder)
+    """The hub has it class by class: its last tenth would be of classes never trained on."""
+    train, test = map(mixed, read_images(TINY_IMAGES, ("train", "val"), folder))
     splits = _splits(train, test, len(train.labels) // 10)
     a_class = len(train.labels) / len(np.unique(train.labels))
     name = "Tiny-ImageNet"
@@ -95,11 +96,12 @@ def _imagenet(folder: Path | None) -> Splits:
             "both must have a folder of images for each class, of the same names"
         )
     order = np.random.default_rng(0).permutation(len(files)).tolist()
+    tested_order = np.random.default_rng(0).permutation(len(tested)).tolist()  # a part has them all
     kept = len(files) - min(IMAGENET_HELD_OUT, len(files) // 10)
     return Splits(
         _pair(files, labels, order[:kept]),
         _pair(files, labels, order[kept:]),
-        _pair(tested, test_labels, range(len(tested))),
+        _pair(tested, test_labels, tested_order),
         f"{len(names)} class folders, {len(files)} and {len(tested)} files",
     )
 

@@ -7,7 +7,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from natgrad.lab.cache import Arrays, cache_folder, kept
 from natgrad.lab.errors import DataMissingError
 
-__all__ = ["ImageSet", "Images", "checksum", "data_folder", "prepared", "read_images"]
+__all__ = ["ImageSet", "Images", "checksum", "data_folder", "mixed", "prepared", "read_images"]
 
 HUB_TIMEOUT_S = 5.0
 
@@ -80,6 +80,22 @@ def read_images(what: ImageSet, splits: Sequence[str], folder: Path | None) -> l
     return [_from_files(what, split, _files(what, split, local)) for split in splits]
 
 
+def mixed(images: Images) -> Images:
+    """A split in an order drawn with a fixed seed, where it lies class by class.
+
+    Of such a split a part cut off has few of the classes, or none that the rest has. One whose
+    labels ever fall is left in its own order. What is mixed says so in its source, and is kept in
+    the cache beside the split as it was found.
+    """
+    if (np.diff(images.labels) < 0).any():
+        return images
+    place = images.place.with_name(f"{images.place.name}-mixed")
+    order = np.random.default_rng(0).permutation(len(images.labels))
+    arrays = kept(place, lambda: {"images": images.images[order], "labels": images.labels[order]})
+    source = f"{images.source}, its classes mixed with a fixed seed"
+    return replace(images, source=source, place=place, **arrays)
+
+
 def prepared(
     images: Images, how: str, prepare: Callable[[NDArray[np.uint8]], Tensor]
 ) -> tuple[Tensor, Tensor]:
@@ -136,7 +152,7 @@ def _parquet(files: Sequence[Path], what: ImageSet) -> Arrays:
 
 
 def _from_hub(what: ImageSet, splits: Sequence[str]) -> list[Images]:
-    revision = _revision(what)
+    revision = _revision(what, splits)
     found = []
     for split in splits:
         place = cache_folder() / what.folder / f"{split}-hub-{revision[:16]}"
@@ -154,17 +170,17 @@ def _hub(what: ImageSet, split: str, revision: str) -> Arrays:
     return _decoded(load_dataset(what.hub, *config, split=named, revision=revision), what)
 
 
-def _revision(what: ImageSet) -> str:
+def _revision(what: ImageSet, splits: Sequence[str]) -> str:
     """The hub's present revision; one quick question, so that being offline shows at once."""
     from huggingface_hub import HfApi
 
     try:
         revision = HfApi().dataset_info(what.hub, timeout=HUB_TIMEOUT_S).sha
     except Exception as error:  # whatever the network raises
+        files = " and ".join(f"{what.folder}/{split}.parquet" for split in splits)
         raise DataMissingError(
             f"{what.hub} can't be had from the Hugging Face hub ({type(error).__name__}); put "
-            f"{what.folder}/train.parquet and {what.folder}/test.parquet, as the hub has them, "
-            "into a folder and name it with --data or NATGRAD_DATA"
+            f"{files}, as the hub has them, into a folder and name it with --data or NATGRAD_DATA"
         ) from error
     return revision or "main"
 

@@ -224,12 +224,14 @@ def _carried_out(
     _note(place, training, "running")
     watch.begin(training)
     status = _loop(training, place, watch, stop, rhythm)
+    weights: dict[str, str] = {}
     if status == "interrupted":
         place.checkpoints.save(training.state_dict())
     elif status == "finished" and not training.run.tuning:
         with training.averaged():  # what was evaluated
-            place.save_weights(training.model.state_dict())
-    _note(place, training, status)  # only now: whatever a kill leaves, "finished" has its weights
+            weights = place.save_weights(training.model.state_dict())
+    # only now: whatever a kill leaves, "finished" has its weights
+    _note(place, training, status, weights)
     if status != "interrupted":
         place.checkpoints.drop()
     watch.end(training, status)
@@ -266,7 +268,9 @@ def _loop(
         watch.advance(training, loss)
 
 
-def _note(place: RunFolder, training: Training, status: Status) -> None:
+def _note(
+    place: RunFolder, training: Training, status: Status, more: Mapping[str, str] | None = None
+) -> None:
     run = training.run
     place.set_status(
         {
@@ -279,5 +283,6 @@ def _note(place: RunFolder, training: Training, status: Status) -> None:
             "seconds": training.seconds,
             "fetch_seconds": training.batches.seconds,
             "time": provenance.now(),
+            **(more or {}),
         }
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,11 +32,13 @@ __all__ = ["carry_through_suite"]
 def carry_through_suite(suite: Suite, plans: Sequence[Plan], manner: Manner) -> None:
     """One experiment after the other, then the report.
 
-    Those whose data are not there are left out, and so are those whose runs all diverge.
+    Those whose data are not there are left out, and so are those that fail; the manifest says
+    which and why. Failures are raised when all others and the report are done.
 
     Raises:
-        DataMissingError: the data of none of them are there.
-        DivergedError: no run of any of them came to its end.
+        DataMissingError: the data of none of them are there, or one has not what it is to be
+            concluded from: a fold is not finished.
+        DivergedError: no run of one of them came to its end.
         UsageError: to go on without a folder, or with other plans than those of the start.
         typer.Exit: the work was interrupted.
     """
@@ -46,34 +48,55 @@ def carry_through_suite(suite: Suite, plans: Sequence[Plan], manner: Manner) -> 
     top = open_results(folder, resume=manner.resume)
     if manner.resume:
         plans = _recorded(suite, plans, top, manner.as_before)
-        top.update_manifest(status="running", finished=None)
+        top.update_manifest(status="running", finished=None, left_out={})
     else:
         top.update_manifest(**_written(suite, plans))
     status: Status = "interrupted"
+    left_out: dict[str, LabError] = {}
     try:
-        failed: list[LabError] = []
         for plan in plans:
             try:
                 if _one(plan, folder, manner) == "interrupted":
                     tell_how_to_resume(folder, suite.name, manner)
             except (DataMissingError, DivergedError) as error:
                 typer.echo(f"{plan.recipe.name} is left out: {error}", err=True)
-                failed.append(error)
-        if len(failed) == len(plans):
-            raise failed[-1]
-        status = "finished"
+                left_out[_name(plan)] = error
+        if len(left_out) == len(plans):
+            raise _failure(left_out) or next(iter(left_out.values()))
+        failure = _failure(left_out)
+        status = "interrupted" if isinstance(failure, DataMissingError) else "finished"
     finally:
-        top.update_manifest(status=status, finished=provenance.now())
+        reasons = {name: str(error) for name, error in left_out.items()}
+        top.update_manifest(status=status, finished=provenance.now(), left_out=reasons)
     print_report(folder)
+    if failure is not None:
+        raise failure
+
+
+class _NoDataError(DataMissingError):
+    """The data of a variant are not at hand, so that it never began."""
+
+
+def _failure(left_out: Mapping[str, LabError]) -> LabError | None:
+    """The first of those that began and failed, with the name of its variant."""
+    failed = ((n, error) for n, error in left_out.items() if not isinstance(error, _NoDataError))
+    return next((type(error)(f"{name}: {error}") for name, error in failed), None)
+
+
+def _name(plan: Plan) -> str:
+    return plan.recipe.name.partition("/")[2]
 
 
 def _one(plan: Plan, folder: Path, manner: Manner) -> Status:
     """Begin a variant, or go on with it; one that is over is left in no time."""
-    name = plan.recipe.name.partition("/")[2]
+    name = _name(plan)
     there = bool(Results(folder / name).manifest())
     events = None if manner.tensorboard is None else manner.tensorboard / name
     own = replace(manner, out=folder / name, resume=there, as_before=False, tensorboard=events)
-    results, plan, splits = begun(plan, folder / name, own)
+    try:
+        results, plan, splits = begun(plan, folder / name, own)
+    except DataMissingError as error:
+        raise _NoDataError(str(error)) from error
     status = carried_out(plan, splits, results, own)
     if status == "finished":
         check_some_finished(plan, results)
@@ -94,6 +117,7 @@ def _written(suite: Suite, plans: Sequence[Plan]) -> dict[str, object]:
         "started": provenance.now(),
         "finished": None,
         "status": "running",
+        "left_out": {},
     }
 
 

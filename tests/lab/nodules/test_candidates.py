@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from natgrad.lab.errors import DataMissingError
+from natgrad.lab.luna.froc import froc
 from natgrad.lab.nodules import candidates
 from natgrad.lab.nodules.candidates import (
     CUBE,
@@ -17,13 +19,14 @@ from natgrad.lab.nodules.candidates import (
     LOST,
     NODULE,
     SCAN,
+    UNSEEN,
     generated,
     luna16,
     patches,
 )
 from natgrad.lab.nodules.judging import marks_of
 from natgrad.lab.nodules.medmnist import NODULE_MNIST
-from natgrad.lab.nodules.phantom import Style
+from natgrad.lab.nodules.phantom import Style, phantom
 from tests.lab.luna.files import write_mhd, write_table
 
 #: just large enough for a cube
@@ -37,7 +40,7 @@ def test_generated_candidates_are_cubes_with_what_must_be_known_of_them() -> Non
     assert train.inputs.dtype == torch.uint8
     assert train.inputs.shape[1:] == CUBE
     rows = train.targets
-    assert rows.shape == (len(train), 5)
+    assert rows.shape == (len(train), 6)
     assert ((rows[:, NODULE] >= 0) == (rows[:, LABEL] == 1)).all()
     assert 0 < rows[:, LABEL].float().mean() < 0.6
     assert set(rows[:, SCAN].tolist()) <= {0, 1, 2}
@@ -109,13 +112,43 @@ def test_luna16_is_read_by_subsets(luna: Path) -> None:
     splits = luna16(9).load(luna)
     assert splits.sizes() == {"train": 24, "validation": 3, "test": 3}
     assert splits.test.inputs.shape == (3, *CUBE)
-    assert splits.test.targets.tolist() == [[1, 0, 0, 1, 0], [1, 0, 0, 1, 0], [0, -1, 0, 1, 0]]
+    assert splits.test.targets.tolist() == [
+        [1, 0, 0, 1, 0, 0],
+        [1, 0, 0, 1, 0, 0],
+        [0, -1, 0, 1, 0, 0],
+    ]
     grey = round(255 * (-900 + 90 + 1000) / 1400)
     assert splits.test.inputs[0, 13, 20, 20] == grey
     assert marks_of(np.zeros(3), splits.test.targets.numpy()).nodules == 2
     few = luna16(0, scans=1)
     assert "the first 1 scans with a nodule" in few.split
     assert few.load(luna).test.targets[:, [LOST, EMPTY]].tolist() == [[0, 0]] * 3
+
+
+def test_nodules_of_scans_without_a_candidate_are_missed(luna: Path) -> None:
+    """One more scan of the test set has two nodules, and another has neither."""
+    for name in ("t1", "t2"):
+        write_mhd(luna / "luna16/subset9" / f"{name}.mhd", np.zeros((12, 16, 16), "<i2"), (2, 2, 2))
+    with (luna / "luna16/annotations.csv").open("a") as file:
+        file.write("t1,10,10,10,8\nt1,20,20,12,6\n")
+    targets = luna16(9).load(luna).test.targets
+    assert targets[:, [EMPTY, UNSEEN]].tolist() == [[2, 2]] * 3
+    marks = marks_of(np.array([0.9, 0.8, 0.1]), targets.numpy())
+    assert (marks.scans, marks.nodules) == (3, 4)
+    assert froc(marks).at([8]).tolist() == [0.25]  # one of four, not of the two beside candidates
+
+
+def test_nodules_of_generated_scans_without_a_candidate_are_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(candidates, "FOUND", 0.5)
+    scans = [phantom(SMALL, (1, k)) for k in range(8)]
+    bare = [replace(each, mimics=each.mimics[:0]) for each in scans]
+    pair = candidates._cut(bare, 1)
+    assert pair.targets[0, UNSEEN] > 0
+    marks = marks_of(np.zeros(len(pair)), pair.targets.numpy())
+    assert marks.scans == 8
+    assert marks.nodules == sum(len(each.radii) for each in scans)
 
 
 def test_luna16_says_where_its_files_belong(tmp_path: Path) -> None:

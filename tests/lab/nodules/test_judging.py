@@ -6,6 +6,7 @@ from torch import nn
 
 from natgrad.lab.data import Pair
 from natgrad.lab.luna.froc import froc
+from natgrad.lab.nodules.candidates import EMPTY, UNSEEN
 from natgrad.lab.nodules.contextual import fused
 from natgrad.lab.nodules.judging import AUC, CPM, Candidates, area, marks_of, scored
 from natgrad.lab.objective import outputs
@@ -20,10 +21,16 @@ def test_the_area_is_that_of_scikit_learn_with_ties_too() -> None:
         area(scores, np.ones(200, bool))
 
 
-# label, nodule, scan, lost, empty: scan 7 has a nodule with two candidates and one that is lost;
-# scan 9 has an ignored candidate and a false one; one more scan has no candidate at all
+# label, nodule, scan, lost, empty, unseen: scan 7 has a nodule with two candidates and one that is
+# lost; scan 9 has an ignored candidate and a false one; one more scan has no candidate at all
 TARGETS = np.array(
-    [[1, 0, 7, 1, 1], [1, 0, 7, 1, 1], [0, -1, 7, 1, 1], [0, -2, 9, 0, 1], [0, -1, 9, 0, 1]]
+    [
+        [1, 0, 7, 1, 1, 0],
+        [1, 0, 7, 1, 1, 0],
+        [0, -1, 7, 1, 1, 0],
+        [0, -2, 9, 0, 1, 0],
+        [0, -1, 9, 0, 1, 0],
+    ]
 )
 
 
@@ -36,8 +43,17 @@ def test_candidates_become_marks() -> None:
     assert froc(marks).at([1 / 3, 1]).tolist() == [0.5, 0.5]
 
 
+def test_nodules_of_scans_without_a_candidate_are_dealt_out_to_them() -> None:
+    targets = TARGETS.copy()
+    targets[:, [EMPTY, UNSEEN]] = [2, 3]
+    marks = marks_of(np.array([0.2, 0.8, 0.5, 0.9, 0.1]), targets)
+    assert (marks.scans, marks.nodules) == (4, 5)
+    assert marks.scan[marks.nodule].tolist() == [0, 0, 2, 3, 2]
+    assert marks.scores[marks.nodule].tolist() == [0.8, *[-np.inf] * 4]
+
+
 def test_a_nodule_below_a_hundred_other_candidates_of_its_scan_is_missed() -> None:
-    rows = [[1, 0, 0, 0, 0], [0, -2, 0, 0, 0], *[[0, -1, 0, 0, 0]] * 99]
+    rows = [[1, 0, 0, 0, 0, 0], [0, -2, 0, 0, 0, 0], *[[0, -1, 0, 0, 0, 0]] * 99]
     targets = np.array(rows)
     scores = np.arange(101.0)  # the nodule's is the lowest; an ignored one counts among them
     marks = marks_of(scores, targets)

@@ -119,6 +119,15 @@ def test_a_seed_that_diverged_does_not_arrive_either(own: Work) -> None:
     assert math.isnan(froc.by_seed["SNGD, CPM"][TEST]["1"])
 
 
+def test_without_the_reference_there_are_no_epochs_to_its_loss(own: Work) -> None:
+    shutil.rmtree(own.folder.path)
+    conclude(replace(own, optimizers=("sngd", "sgd_bn")))
+    froc = own.folder.table(FROC)
+    assert froc is not None
+    assert froc.cell("SNGD, CPM", "seeds") == 2
+    assert own.folder.table(LOSS) is None
+
+
 def test_a_run_that_is_not_over_is_in_no_table(own: Work) -> None:
     place = own.results.run("sngd", 1)
     place.set_status({**place.status(), "status": "interrupted"})

@@ -1,6 +1,6 @@
 """Candidates as data sets: cubes or patches, and what must be known of each to score them.
 
-Inputs are grey values 0 to 255, uint8; targets ``[n, 5]``, int64, have these columns:
+Inputs are grey values 0 to 255, uint8; targets ``[n, 6]``, int64, have these columns:
 
 =======  ========================================================================================
 LABEL    1 for a nodule, 0 for none
@@ -8,6 +8,7 @@ NODULE   which nodule of the split it is, -1 for none, -2 if it counts neither w
 SCAN     index of the scan; -1 where scans are not known
 LOST     annotated nodules of this scan that no candidate hits
 EMPTY    scans of the split without any candidate
+UNSEEN   annotated nodules in these scans: no classifier finds them, so they count as missed
 =======  ========================================================================================
 
 They travel with each row, so that a part of a split can be scored as well as the whole.
@@ -42,12 +43,13 @@ __all__ = [
     "NEGATIVES",
     "NODULE",
     "SCAN",
+    "UNSEEN",
     "generated",
     "luna16",
     "patches",
 ]
 
-LABEL, NODULE, SCAN, LOST, EMPTY = range(5)
+COLUMNS = LABEL, NODULE, SCAN, LOST, EMPTY, UNSEEN = range(6)
 NO_NODULE, IGNORED, UNKNOWN = -1, -2, -1
 
 CUBE = LEVELS[-1].field  #: (z, y, x): what the widest network sees
@@ -97,7 +99,9 @@ def _cut(scans: Sequence[Phantom], stream: int) -> Pair:
                 rows.append((0, NO_NODULE, scan, lost))
         numbered += len(each.radii)
     table = np.array(rows, np.int64).reshape(-1, 4)
-    return _pair(np.stack(cubes), table, len(scans) - len(np.unique(table[:, SCAN])))
+    empty = np.setdiff1d(np.arange(len(scans)), table[:, SCAN])
+    unseen = sum(len(scans[k].radii) for k in empty)
+    return _pair(np.stack(cubes), table, len(empty), unseen)
 
 
 def _holds(voxels: NDArray[np.uint8], centre: NDArray[np.float64]) -> bool:
@@ -130,7 +134,7 @@ def _luna16(fold: Fold, folder: Path | None) -> Splits:
 
 def _of_scans(archive: Archive, scans: Sequence[str], thinned: bool) -> Pair:
     negatives = NEGATIVES if thinned else None
-    how = f"cubes {CUBE} at {SPACING} mm, negatives {negatives}"
+    how = f"cubes {CUBE} at {SPACING} mm, negatives {negatives}, {len(COLUMNS)} columns"
     kind = f"candidates-{'thinned' if thinned else 'all'}"
     return decoded(archive, scans, kind, how, partial(_fill, archive, scans, negatives))
 
@@ -144,10 +148,11 @@ def _fill(archive: Archive, scans: Sequence[str], negatives: float | None, folde
     found = archive.listed(scans, negatives)
     if not len(found):
         raise DataMissingError(f"the list of candidates has none in scan {', '.join(scans[:3])}")
-    lost = np.bincount(found.missed_in, minlength=len(scans))[found.scan]
+    lost = np.bincount(found.missed_in, minlength=len(scans))
+    empty = np.setdiff1d(np.arange(len(scans)), found.scan)
     nodule = np.where(found.ignored, IGNORED, found.nodule)
-    rows = np.column_stack([found.nodule >= 0, nodule, found.scan, lost]).astype(np.int64)
-    np.save(folder / "targets.npy", _targets(rows, len(scans) - len(np.unique(found.scan))))
+    rows = np.column_stack([found.nodule >= 0, nodule, found.scan, lost[found.scan]])
+    np.save(folder / "targets.npy", _targets(rows, len(empty), int(lost[empty].sum())))
     cubes = archive.cubes(found, CUBE, SPACING)
     write_rows(folder / "inputs.npy", (len(found), *CUBE), np.uint8, cubes)
 
@@ -214,13 +219,14 @@ def _decoded(path: Path, numbers: range) -> Arrays:
 def _unscanned(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Pair:
     nodule = np.where(labels == 1, np.arange(len(labels)), NO_NODULE)
     unknown = np.full(len(labels), UNKNOWN)
-    return _pair(images, np.column_stack([labels, nodule, unknown, 0 * labels]), 0)
+    return _pair(images, np.column_stack([labels, nodule, unknown, 0 * labels]), 0, 0)
 
 
-def _pair(images: NDArray[np.uint8], rows: NDArray[np.int64], empty: int) -> Pair:
-    targets: Tensor = torch.from_numpy(_targets(rows, empty))
+def _pair(images: NDArray[np.uint8], rows: NDArray[np.int64], empty: int, unseen: int) -> Pair:
+    targets: Tensor = torch.from_numpy(_targets(rows, empty, unseen))
     return Pair(torch.from_numpy(np.ascontiguousarray(images)), targets)
 
 
-def _targets(rows: NDArray[np.int64], empty: int) -> NDArray[np.int64]:
-    return np.column_stack([rows, np.full(len(rows), empty)]).astype(np.int64)
+def _targets(rows: NDArray[np.int64], empty: int, unseen: int) -> NDArray[np.int64]:
+    of_split = np.broadcast_to([empty, unseen], (len(rows), 2))
+    return np.column_stack([rows, of_split]).astype(np.int64)

@@ -12,7 +12,15 @@ from natgrad.lab.data import Pair
 from natgrad.lab.luna.froc import MISSED, Marks, cpm, froc
 from natgrad.lab.luna.matching import reduce_candidates, submitted
 from natgrad.lab.metrics import Metric
-from natgrad.lab.nodules.candidates import EMPTY, IGNORED, LABEL, LOST, NODULE, SCAN
+from natgrad.lab.nodules.candidates import (
+    EMPTY,
+    IGNORED,
+    LABEL,
+    LOST,
+    NODULE,
+    SCAN,
+    UNSEEN,
+)
 from natgrad.lab.nodules.contextual import fused
 from natgrad.lab.objective import outputs
 from natgrad.least_squares.residuals import Residuals
@@ -46,7 +54,11 @@ def marks_of(scores: NDArray[np.float64], targets: NDArray[np.int64]) -> Marks:
 
     Args:
         scores: ``[n]``.
-        targets: ``[n, 5]``, see :mod:`natgrad.lab.nodules.candidates`.
+        targets: ``[n, 6]``, see :mod:`natgrad.lab.nodules.candidates`.
+
+    Returns:
+        The scans without a candidate are the last. In which of them each of their nodules lies is
+        not known: they are dealt out in turn, on which bootstrap intervals alone depend.
 
     Raises:
         ValueError: it is not known of which scan the candidates are, or there is no nodule.
@@ -56,11 +68,15 @@ def marks_of(scores: NDArray[np.float64], targets: NDArray[np.int64]) -> Marks:
         raise ValueError("without scans there are no false positives per scan, and no FROC curve")
     first = np.unique(scan, return_index=True)[1]
     lost = np.repeat(np.arange(len(names)), targets[first, LOST])
+    empty, unseen = targets[0, [EMPTY, UNSEEN]].tolist()
+    if unseen:
+        lost = np.concatenate([lost, len(names) + np.arange(unseen) % empty])
     kept, nodule = submitted(scores, scan), targets[:, NODULE]
     counted = (kept & (nodule != IGNORED)) | (nodule >= 0)
     scores = np.where(kept, scores, MISSED)
-    scans = len(names) + int(targets[0, EMPTY])
-    return reduce_candidates(scores[counted], nodule[counted], scan[counted], scans, missed_in=lost)
+    return reduce_candidates(
+        scores[counted], nodule[counted], scan[counted], len(names) + empty, missed_in=lost
+    )
 
 
 def scored(logits: Tensor) -> NDArray[np.float64]:
@@ -74,7 +90,7 @@ def marks_by(model: nn.Module, pair: Pair) -> Marks:
 
     Args:
         model: gives logits ``[n, 3, 2]``.
-        pair: candidates and targets ``[n, 5]``.
+        pair: candidates and targets ``[n, 6]``.
 
     Raises:
         ValueError: what :func:`marks_of` refuses.

@@ -96,7 +96,7 @@ class FrocStudy:
 
 @dataclass(frozen=True)
 class DetectionStudy(FrocStudy):
-    """The same for detectors, and the epochs to SGD's final training loss."""
+    """The same for detectors, and the epochs to SGD's final training loss, where SGD is run too."""
 
     reference: str = "sgd"
 
@@ -107,6 +107,8 @@ class DetectionStudy(FrocStudy):
             DamagedError: a run is finished and its weights are not there.
         """
         super().conclude(work)
+        if self.reference not in work.optimizers:
+            return
         curves = {name: _over(work, name) for name in work.optimizers}
         ends = [run.final("train_loss") for run in curves[self.reference] if run.finished]
         if not ends:
