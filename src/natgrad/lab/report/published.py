@@ -7,7 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from natgrad.lab.report.beside import Beside, as_table, beside, notes
-from natgrad.lab.report.figures import CAPTION, about, describe_overview, write_figures
+from natgrad.lab.report.figures import (
+    OVERVIEW,
+    about,
+    caption,
+    describe_overview,
+    write_figures,
+)
 from natgrad.lab.report.illustrate import illustrated
 from natgrad.lab.report.page import commands, facts, provenance, sentences, settings
 from natgrad.lab.report.read import Results, read_results
@@ -63,7 +69,7 @@ def _sections(
     yield " ".join(sentences(results, summary))
     if summary.entries:
         yield f"![{describe_overview(results)}](curves.png)"
-        yield CAPTION
+        yield caption(results, OVERVIEW)
     if drawn:
         yield "![What the networks of the first seed have learnt, by optimizer](solutions.png)"
     if summary.entries:
