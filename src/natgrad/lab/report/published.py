@@ -75,8 +75,8 @@ def _sections(
     if summary.entries:
         yield summary.markdown()
     yield from map(markdown, results.tables.values())
-    for name, caption in results.figures.items():
-        yield f"![{caption}]({name}.png)"
+    for name, words in results.figures.items():
+        yield f"![{words}]({name}.png)"
     yield from paper_sections(rows, str(recipe.get("source")))
     yield from (f"**{label}**: {words}." for label, words in differences(results))
     yield from _settings(results)
