@@ -150,7 +150,7 @@ def drawing(found: Mapping[str, Judged]) -> Figure:
     """FROC curves over the operating points, train beside test, bands of the test's intervals."""
     look = looks(list(found))
     with styled():
-        figure = Figure(figsize=(4.4, 3.2), layout="constrained")
+        figure = Figure(figsize=(5.0, 3.7), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         for name, each in found.items():
@@ -160,7 +160,8 @@ def drawing(found: Mapping[str, Judged]) -> Figure:
         axes.set(xlabel="false positives per scan", ylabel="sensitivity", ylim=(None, 1.01))
         handles, _ = axes.get_legend_handles_labels()
         dashed = Line2D([], [], color=INK, label="dashed: train", **_TRAIN)
-        axes.legend(handles=[*handles, dashed], loc="lower right")
+        # above: curves and bands leave no corner of the panel free
+        figure.legend(handles=[*handles, dashed], loc="outside upper left", ncols=2, handlelength=2)
     return figure
 
 

@@ -67,15 +67,10 @@ RECIPE = replace(
         Claim(
             "SNGD is more accurate than SGD", "Fig. 3, text", "MNIST",
             Final("sngd"), Final("sgd"),
-            explanation=(
-                "statistics of 50 examples are noisy: SNGD's constants change with every batch, "
-                "and a larger ridge makes it SGD"
-            ),
         ),
         Claim(
             "SNGD learns faster than SGD (epochs to SGD's final validation loss)", "Fig. 3",
             "MNIST", Reached("sngd", "epochs"), Reached("sgd", "epochs"), "lower",
-            explanation="the learning rate was picked for the end of the run, as SGD's",
         ),
         Claim(
             "the validation loss of SNGD is the lower one from epoch 60 on", "Fig. 3", "MNIST",
