@@ -82,3 +82,8 @@ def test_titles_carry_the_name_of_what_was_loaded(tmp_path: Path) -> None:
     write_manifest(folder, optimizers=["sgd"], recipe=title, data=JPEG)
     page = publish(folder, tmp_path / "page").read_text(encoding="utf-8")
     assert page.startswith("# mnist-mlp: ResNet-20 on CIFAR-10 (JPEG)\n\n**CIFAR-10 (JPEG), cpu")
+
+
+def test_a_recipe_that_follows_no_paper_differs_from_none(tmp_path: Path) -> None:
+    recipe = {**MANIFEST["recipe"], "name": "made-up", "source": "no paper", "differs": "ours"}
+    assert described(tmp_path, recipe=recipe)[0] == ("About", "ours")

@@ -10,6 +10,8 @@ from natgrad.lab.report.text import display_name
 
 __all__ = ["differences", "profile_changes"]
 
+NO_PAPER = "no paper"  #: the source of a recipe that follows none
+
 
 def differences(results: Results) -> list[tuple[str, str]]:
     """Return what differs from the paper at full size, and what the profile changes of that.
@@ -21,8 +23,9 @@ def differences(results: Results) -> list[tuple[str, str]]:
     changes = profile_changes(results)
     profile = results.part("profile").get("name")
     size = ", at full size" if changes else ""
+    cited = NO_PAPER not in str(results.part("recipe").get("source"))
     found = (
-        (f"What differs from the paper{size}", differs),
+        (f"What differs from the paper{size}" if cited else "About", differs),
         (f"What the {profile} profile changes", changes),
     )
     return [(label, words) for label, words in found if words]
