@@ -23,6 +23,8 @@ from natgrad.lab.report.text import display_name, plain_value, without_paths
 from natgrad.lab.report.tuning import grids
 from natgrad.lab.schedules import parse
 
+#: facts that results without optimizers, pooled of what others trained, do not have
+OF_TRAINING = ("Examples", "Budget per run", "Budget per tuning run", "Seeds")
 _PRIVATE = {"host", "hostname", "node", "user", "cwd", "path", "executable"}
 
 
@@ -130,10 +132,10 @@ def settings(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
 def facts(results: Results) -> list[tuple[str, str]]:
     """Return what was trained on what, for how long; of what only pools, nothing of training."""
     recipe, data = results.part("recipe"), results.part("data")
-    trained = bool(results.optimizers)  # or pooled: of what others trained
+    left_out = () if results.optimizers else OF_TRAINING
     found = {
         "Data": ", ".join(str(data[key]) for key in ("name", "source") if data.get(key)),
-        "Examples": _examples(data) if trained else "",
+        "Examples": _examples(data),
         "Split": data.get("split"),
         "Network": recipe.get("network"),
         "Parameters": recipe.get("parameters"),
@@ -143,13 +145,17 @@ def facts(results: Results) -> list[tuple[str, str]]:
         "Learning rate": _schedule(recipe.get("schedule")),
         "Augmentation": recipe.get("augmentation"),
         "Profile": results.part("profile").get("name"),
-        "Budget per run": _budget(results.part("budget")) if trained else "",
-        "Budget per tuning run": _budget(results.part("tuning_budget")) if trained else "",
-        "Seeds": ", ".join(map(str, results.seeds)) if trained else "",
+        "Budget per run": _budget(results.part("budget")),
+        "Budget per tuning run": _budget(results.part("tuning_budget")),
+        "Seeds": ", ".join(map(str, results.seeds)),
         "Device": _device(results.part("compute")),
         "Fetching batches": fetching(results),
     }
-    return [(key, plain_value(value)) for key, value in found.items() if value not in (None, "")]
+    return [
+        (key, plain_value(value))
+        for key, value in found.items()
+        if value not in (None, "") and key not in left_out
+    ]
 
 
 def fetching(results: Results) -> str:

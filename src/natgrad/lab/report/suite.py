@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from natgrad.lab.errors import UsageError
+from natgrad.lab.paper import record
+from natgrad.lab.recipe import find
 from natgrad.lab.report import single
 from natgrad.lab.report.beside import Beside, claimed
 from natgrad.lab.report.ours import Ours, ours_of
@@ -71,7 +74,7 @@ def write(folder: Path) -> WrittenSuite:
     if not variants:
         raise ResultsError(f"{folder} holds no evaluation of any variant yet")
     rows = [row for written in variants.values() for row in written.rows]
-    rows += [_claim(claim, variants) for claim in manifest["suite"].get("paper", [])]
+    rows += [_claim(claim, variants) for claim in _stated(manifest["suite"])]
     single.draw_paper(rows, [each.results for each in variants.values()], folder / "figures")
     path = folder / "report.html"
     made = WrittenSuite(manifest, variants, endings(variants), rows, path)
@@ -141,6 +144,16 @@ def _ending(written: single.Written, optimizer: str, part: str) -> str:
     if spread is None:
         return "diverged" if entry and entry.diverged else "\N{EN DASH}"
     return with_spread(spread.mean, spread.sd, places)
+
+
+def _stated(suite: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What the paper states of several variants, as `beside.stated` has it of one."""
+    try:
+        today = find(str(suite["name"])).paper
+    except UsageError:
+        then: list[Mapping[str, Any]] = suite.get("paper", [])
+        return then
+    return [record(each) for each in today]
 
 
 def _claim(claim: Mapping[str, Any], variants: Mapping[str, single.Written]) -> Beside:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,11 @@ from natgrad.lab.study import Work
 from natgrad.lab.tables import Table
 from natgrad.likelihood import Likelihood
 
-__all__ = ["LOG", "FisherBeforeAndAfter", "layer_fisher"]
+__all__ = ["FIRST_WHITENING", "LOG", "FisherBeforeAndAfter", "layer_fisher"]
 
 LOG = "log10(condition / initial)"  #: a column of the table
+REDUCTION = "reduction [%]"  #: another
+FIGURES = (LOG, f"{LOG} sd", REDUCTION, f"{REDUCTION} sd")
 FIRST_WHITENING = "first-whitening"  #: a table: what whitening does before any training
 DARKEST = 1e-4  #: of the largest entry; what is smaller is drawn as dark
 
@@ -116,16 +118,12 @@ class FisherBeforeAndAfter:
             ]
             when = {row["seed"]: row["update"] for row in found}
             logs = _logs_at(rows, name, when)
-            log = statistics.fmean(logs.values())
-            reductions = [100 * (1 - 10**each) for each in logs.values()]
-            figures = (log, deviation(logs.values()), 100 * (1 - 10**log), deviation(reductions))
-            cells.append([display_name(name), *means, *figures, len(found)])
+            cells.append([display_name(name), *means, *_figures(logs.values()), len(found)])
             by_seed[display_name(name)] = {LOG: logs}
         metric = work.recipe.metric
         columns = (
             "optimizer", "updates", "train loss", f"train {metric.name} [{metric.unit}]",
-            f"test {metric.name} [{metric.unit}]", LOG, f"{LOG} sd", "reduction [%]",
-            "reduction [%] sd", "seeds",
+            f"test {metric.name} [{metric.unit}]", *FIGURES, "seeds",
         )  # fmt: skip
         note = (
             f"At the first evaluation with a training loss of at most {level:.4g}, the lowest that "
@@ -163,14 +161,25 @@ def _first_whitening(rows: Sequence[Mapping[str, Any]], layers: Sequence[str]) -
     cells, by_seed = [], {}
     for label, names in groups.items():
         found = {seed: statistics.fmean(logs[name, seed] for name in names) for seed in seeds}
-        reductions = {seed: 100 * (1 - 10**each) for seed, each in found.items()}
-        log = statistics.fmean(found.values())
-        spreads = (deviation(found.values()), deviation(reductions.values()))
-        cells.append([label, log, spreads[0], 100 * (1 - 10**log), spreads[1], len(seeds)])
-        by_seed[label] = {LOG: found, "reduction [%]": reductions}
-    columns = ("layer", LOG, f"{LOG} sd", "reduction [%]", "reduction [%] sd", "seeds")
+        cells.append([label, *_figures(found.values()), len(seeds)])
+        by_seed[label] = {
+            LOG: found, REDUCTION: {seed: _reduction(log) for seed, log in found.items()},
+        }  # fmt: skip
+    columns = ("layer", *FIGURES, "seeds")
     note = "Both at the initial weights, PRONG with its tuned eps. Mean: geometric, over layers."
     return Table("The first whitening alone", columns, cells, note, by_seed)
+
+
+def _figures(logs: Collection[float]) -> tuple[float | None, ...]:
+    """What stands under `FIGURES`, of the logarithms of each seed; the mean is geometric."""
+    log = statistics.fmean(logs)
+    spread = deviation([_reduction(each) for each in logs])
+    return log, deviation(logs), _reduction(log), spread
+
+
+def _reduction(log: float) -> float:
+    """By how many percent a condition is below the initial one, from their ratio's log10."""
+    return 100 * (1 - 10**log)
 
 
 def layer_fisher(model: nn.Module, name: str, inputs: Tensor, likelihood: Likelihood) -> Tensor:
